@@ -1,0 +1,68 @@
+"""CLIP in Flax (JAX): Hugging Face checkpoints in, the reference's vectors out.
+
+    import jaxclip
+
+    clip = jaxclip.load("openai/clip-vit-base-patch32")
+    clip.encode_text(["a cat", "a dog"])      # (2, 512), unit length
+    clip.encode_image("photo.jpg")            # (512,)
+    clip.model                                # the Flax NNX module: arrays in, arrays out
+
+`jaxclip.nn` holds the model, `jaxclip.config` what a checkpoint states, `jaxclip.checkpoints` and `jaxclip.processing`
+the files, strings and images.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxclip import checkpoints, config, nn, processing
+    from jaxclip.checkpoints import CheckpointError
+    from jaxclip.clip import Clip, load
+    from jaxclip.config import CLIPConfig, TextConfig, VisionConfig
+    from jaxclip.processing import ImageError
+    from jaxclip.tasks.search import search
+
+__version__ = "0.1.0"
+
+# Name → module that has it; a module's own name stands for itself. Imported when first used (PEP 562), so that what
+# needs no JAX doesn't import it.
+_EXPORTS = {
+    "CLIPConfig": "config",
+    "CheckpointError": "checkpoints.errors",
+    "Clip": "clip",
+    "ImageError": "processing",
+    "TextConfig": "config",
+    "VisionConfig": "config",
+    "checkpoints": "checkpoints",
+    "config": "config",
+    "load": "clip",
+    "nn": "nn",
+    "processing": "processing",
+    "search": "tasks.search",
+}
+
+__all__ = [
+    "CLIPConfig",
+    "CheckpointError",
+    "Clip",
+    "ImageError",
+    "TextConfig",
+    "VisionConfig",
+    "checkpoints",
+    "config",
+    "load",
+    "nn",
+    "processing",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'jaxclip' has no attribute {name!r}")
+    module = importlib.import_module(f"jaxclip.{_EXPORTS[name]}")
+    return module if _EXPORTS[name] == name else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

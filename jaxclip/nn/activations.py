@@ -1,0 +1,31 @@
+"""The MLPs' activations, under the names that checkpoints give them in `hidden_act`."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jaxtyping import Array, Float
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x · σ(1.702 x): OpenAI's checkpoints are trained with it (GELU paper, arXiv 1606.08415, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+# The names are those of transformers' ACT2FN; "gelu" is the exact one, by the error function.
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The function that a checkpoint's `hidden_act` names. Raises ValueError for an unknown one."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation hidden_act={name!r}; known are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]

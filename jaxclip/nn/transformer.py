@@ -1,0 +1,129 @@
+"""The pre-norm transformer block that both towers are made of (CLIP paper, sections 2.4 and 2.5)."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jaxclip.config import TowerConfig
+from jaxclip.nn.activations import activation
+from jaxclip.nn.initialization import constant, normal
+from jaxclip.nn.tap import Tap, no_tap, scoped
+
+
+def layer_norm(config: TowerConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the width, with the checkpoint's epsilon; its statistics are always float32 or wider."""
+    return nnx.LayerNorm(
+        config.hidden_size,
+        epsilon=config.layer_norm_eps,
+        # E[x²] - E[x]² loses digits where |mean| is large, which the residual stream of a ViT has.
+        use_fast_variance=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        scale_init=constant(1.0, rngs),
+        bias_init=constant(0.0, rngs),
+        rngs=rngs,
+    )
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention: softmax(q kᵀ / √head_width) v for each head (arXiv 1706.03762, section 3.2)."""
+
+    def __init__(self, config: TowerConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        width, depth = config.hidden_size, config.num_hidden_layers
+        linear = partial(
+            nnx.Linear, width, width, dtype=dtype, param_dtype=param_dtype, bias_init=constant(0.0, rngs), rngs=rngs
+        )
+        self.query = linear(kernel_init=normal(width**-0.5, rngs))
+        self.key = linear(kernel_init=normal(width**-0.5, rngs))
+        self.value = linear(kernel_init=normal(width**-0.5, rngs))
+        self.out = linear(kernel_init=normal((2 * width * depth) ** -0.5, rngs))
+        self.heads = config.num_attention_heads
+
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens width"],
+        mask: Bool[Array, "#batch 1 tokens tokens"] | None = None,
+        *,
+        tap: Tap = no_tap,
+    ) -> Float[Array, "batch tokens width"]:
+        """`mask` is True where a query (second last axis) may look at a key (last axis)."""
+        query, key, value = (
+            tap(name, project(x)).reshape(*x.shape[:2], self.heads, -1)
+            for name, project in (("query", self.query), ("key", self.key), ("value", self.value))
+        )
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+        if mask is not None:
+            logits = jnp.where(mask, logits, jnp.finfo(wide).min)
+        weights = tap("weights", jax.nn.softmax(logits, axis=-1).astype(value.dtype))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+        return tap("out", self.out(mixed))
+
+
+class MLP(nnx.Module):
+    """Two linear layers with the checkpoint's activation between them."""
+
+    def __init__(self, config: TowerConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        width, hidden, depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, bias_init=constant(0.0, rngs), rngs=rngs)
+        self.fc1 = linear(width, hidden, kernel_init=normal((2 * width) ** -0.5, rngs))
+        self.fc2 = linear(hidden, width, kernel_init=normal((2 * width * depth) ** -0.5, rngs))
+        self.activation = activation(config.hidden_act)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], *, tap: Tap = no_tap
+    ) -> Float[Array, "batch tokens width"]:
+        x = tap("fc1", self.fc1(x))
+        x = tap("activation", self.activation(x))
+        return tap("fc2", self.fc2(x))
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TowerConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm1 = layer_norm(config, **settings)
+        self.attention = Attention(config, **settings)
+        self.norm2 = layer_norm(config, **settings)
+        self.mlp = MLP(config, **settings)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens width"],
+        mask: Bool[Array, "#batch 1 tokens tokens"] | None = None,
+        *,
+        tap: Tap = no_tap,
+    ) -> Float[Array, "batch tokens width"]:
+        x = x + self.attention(tap("norm1", self.norm1(x)), mask, tap=scoped(tap, "attention"))
+        return x + self.mlp(tap("norm2", self.norm2(x)), tap=scoped(tap, "mlp"))
+
+
+def run_blocks(
+    blocks: Iterable[Callable[..., Array]],
+    x: Float[Array, "batch tokens width"],
+    mask: Bool[Array, "#batch 1 tokens tokens"] | None = None,
+    *,
+    tap: Tap = no_tap,
+    remat: bool = False,
+) -> tuple[Float[Array, "batch tokens width"], ...]:
+    """The input and each block's output: one hidden state more than there are blocks.
+
+    With `remat` the backward pass recomputes each block from its input instead of keeping what is inside (memory for
+    time, arXiv 1604.06174). What happens inside is then not to be seen: `remat` with a tap raises ValueError.
+    """
+    if remat and tap is not no_tap:
+        raise ValueError("remat=True recomputes what is inside a block, so a tap can't see it: use one or the other")
+    hidden_states = [x]
+    for index, block in enumerate(blocks):
+        if remat:
+            x = jax.checkpoint(lambda block, x: block(x, mask))(block, x)
+        else:
+            x = tap(f"blocks.{index}", block(x, mask, tap=scoped(tap, f"blocks.{index}")))
+        hidden_states.append(x)
+    return tuple(hidden_states)

@@ -1,0 +1,17 @@
+import jaxtyping
+import pytest
+
+# Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test.
+jaxtyping.install_import_hook("jaxclip", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    """The live reference, of the parity suite."""
+    pytest.importorskip("torch")
+    import torchvision_on_cpu  # noqa: F401
+
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
