@@ -141,15 +141,14 @@ class Clip:
         transformers' `get_text_features`. Raises ValueError for token ids without EOS or outside the vocabulary.
         """
         text = self.model.tower("text").config
-        if isinstance(texts, str):
-            return self.encode_text([texts], normalize=normalize)[0]
         if isinstance(texts, np.ndarray | jax.Array):
             token_ids = np.asarray(texts)
-            _check_token_ids(token_ids, text)
         else:
-            texts = list(texts)
-            token_ids = self.tokenizer(texts) if texts else np.zeros((0, 1), np.int32)
-        return _encode_text(self.model, jnp.asarray(token_ids), normalize=normalize)
+            listed = [texts] if isinstance(texts, str) else list(texts)
+            token_ids = self.tokenizer(listed) if listed else np.zeros((0, 1), np.int32)
+        _check_token_ids(token_ids, text)
+        features = _encode_text(self.model, jnp.asarray(token_ids), normalize=normalize)
+        return features[0] if isinstance(texts, str) else features
 
     def encode_image(
         self, images: ImageLike | Iterable[ImageLike], *, normalize: bool = True
@@ -157,15 +156,13 @@ class Clip:
         """Images in the joint space: (projection,) for one, (n, projection) for many; float32, unit length.
 
         An image is a path, a PIL image or an array (height, width, 3) of uint8; `clip.image_processor` has more ways.
-        `normalize=False` gives the raw features, transformers' `get_image_features`. Raises ImageError naming the file
-        or the index of what can't be decoded.
+        `normalize=False` gives the raw features, transformers' `get_image_features`. All images are decoded and go
+        through the model at once: pass a large collection in pieces. Raises ImageError naming the file or the index of
+        what can't be decoded.
         """
-        size = self.model.tower("vision").config.image_size
-        if is_single_image(images):
-            return self.encode_image([images], normalize=normalize)[0]
-        images = list(images)
-        pixels = self.image_processor(images) if images else np.zeros((0, size, size, 3), np.float32)
-        return self.encode_pixels(pixels, normalize=normalize)
+        self.model.tower("vision")  # Says so where there is none, before any file is read.
+        features = self.encode_pixels(self.image_processor(images), normalize=normalize)
+        return features[0] if is_single_image(images) else features
 
     def encode_pixels(
         self,

@@ -7,11 +7,13 @@ file that omits a key means them.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 FAMILIES = ("clip", "metaclip_2")
+HIDDEN_ACTS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,15 @@ class TowerConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{type(self).__name__}.{name} must be an integer of at least {least}, got {value!r}")
-        if not isinstance(self.layer_norm_eps, int | float) or not self.layer_norm_eps >= 0:
-            raise ValueError(f"{type(self).__name__}.layer_norm_eps must be a number >= 0, got {self.layer_norm_eps!r}")
+        if not isinstance(self.layer_norm_eps, int | float) or not 0 <= self.layer_norm_eps < 1:
+            raise ValueError(
+                f"{type(self).__name__}.layer_norm_eps must be a number from 0 to 1, got {self.layer_norm_eps!r}"
+            )
+        if self.hidden_act not in HIDDEN_ACTS:
+            raise ValueError(
+                f"unknown activation: {type(self).__name__}.hidden_act must be one of {', '.join(HIDDEN_ACTS)}, got "
+                f"{self.hidden_act!r}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"{type(self).__name__}.hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
@@ -125,6 +134,10 @@ class CLIPConfig:
     def __post_init__(self):
         if self.text is None and self.vision is None:
             raise ValueError("CLIPConfig needs a text tower, a vision tower, or both")
+        if not isinstance(self.logit_scale_init_value, int | float) or not math.isfinite(self.logit_scale_init_value):
+            raise ValueError(
+                f"CLIPConfig.logit_scale_init_value must be a finite number, got {self.logit_scale_init_value!r}"
+            )
         if self.text and self.vision:
             if self.text.projection_dim != self.vision.projection_dim or self.text.projection_dim is None:
                 raise ValueError(
@@ -214,6 +227,8 @@ _Tower = TypeVar("_Tower", bound=TowerConfig)
 
 def _tower_from_hub(config: type[_Tower], hub: Mapping[str, Any], **decided: Any) -> _Tower:
     known = {f.name for f in dataclasses.fields(config)} - {"family", "other"}
+    if decided["projection_dim"] is None:
+        known.remove("projection_dim")  # The file states one all the same: kept with what the model doesn't read.
     other = {key: value for key, value in hub.items() if key not in known and key not in _IDENTITY}
     return config(**{**{key: hub[key] for key in known & hub.keys()}, "other": other, **decided})
 
@@ -232,7 +247,9 @@ def _tower_of(hub: Mapping[str, Any], name: str, config: type[TowerConfig]) -> d
 
 
 def _lone_projection(hub: Mapping[str, Any], kind: str) -> int | None:
-    named = [name for name in hub.get("architectures") or () if f"{kind}Model" in name]
+    architectures = hub.get("architectures")
+    listed = architectures if isinstance(architectures, list) else []
+    named = [name for name in map(str, listed) if f"{kind}Model" in name]
     if not named:
         raise ValueError(
             f"config.json's architectures must tell whether this {kind.lower()} tower has a projection: expected "

@@ -15,16 +15,20 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torchvision_on_cpu  # noqa: F401 (before transformers)
 import transformers
+from cases import TEXTS, photos
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
+    CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -32,7 +36,9 @@ from transformers import (
     MetaClip2Model,
 )
 
-FOLDER = Path(__file__).parents[1] / "tests" / "references"
+TESTS = Path(__file__).parents[1] / "tests"
+FOLDER = TESTS / "references"
+TOKENIZER = TESTS / "processing" / "references" / "tokenizers" / "transformers_5"
 
 TEXT = {
     "vocab_size": 99,
@@ -80,6 +86,17 @@ def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:
         else:
             parameter.data = noise * (1.5 / parameter[0].numel() ** 0.5)
     return model.eval()
+
+
+def randomize_before_norms(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Small variances, beside which LayerNorm's epsilon counts (text), and large means, with which E[x²] - E[x]² loses
+    its digits (vision; larger ones would cost the reference its own)."""
+    model = randomize(model, seed)
+    for embedding in (model.text_model.embeddings.token_embedding, model.text_model.embeddings.position_embedding):
+        embedding.weight.data *= 0.02
+    model.vision_model.embeddings.class_embedding.data += 20
+    model.vision_model.embeddings.position_embedding.weight.data += 20
+    return model
 
 
 def ids_for(config) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,15 +174,18 @@ def write(
     model: torch.nn.Module,
     *,
     dtype: torch.dtype = torch.float32,
+    draw: Callable[[torch.nn.Module, int], torch.nn.Module] = randomize,
     then: Callable[[Path], None] = lambda folder: None,
     **save,
 ) -> None:
     folder, seed = FOLDER / name, sum(name.encode())
     shutil.rmtree(folder, ignore_errors=True)
-    model = randomize(model, seed).to(dtype)
+    model = draw(model, seed).to(dtype)
     model.save_pretrained(folder, **save)
     then(folder)
     tensors = expected(model.float(), seed)
+    if then is with_processing:
+        tensors |= strings_and_photos(folder)
     # One tensor may be another's memory (the last hidden state of a vision tower).
     tensors = {key: value.clone().contiguous() for key, value in tensors.items()}
     save_file(
@@ -174,6 +194,25 @@ def write(
         metadata={"transformers": transformers.__version__, "torch": torch.__version__},
     )
     print(f"{name:28} {sum(f.stat().st_size for f in folder.iterdir()):>9,} bytes")
+
+
+def with_processing(folder: Path) -> None:
+    """All that `CLIPProcessor` wants, for strings and photos."""
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
+    CLIPImageProcessorPil(size=20, crop_size=16).save_pretrained(folder)
+
+
+@torch.no_grad()
+def strings_and_photos(folder: Path) -> dict[str, torch.Tensor]:
+    """The features that transformers gives the strings and photos of `tests/cases.py`."""
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokens = tokenizer(TEXTS, padding=True, truncation=True, max_length=12, return_tensors="pt")
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)([Image.fromarray(p) for p in photos()], return_tensors="pt")
+    return {
+        "string_features": model.get_text_features(**tokens).pooler_output,
+        "photo_features": model.get_image_features(**pixels).pooler_output,
+    }
 
 
 def as_torch_file(folder: Path) -> None:
@@ -228,6 +267,7 @@ def with_legacy_dicts(folder: Path) -> None:
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # The order of a sum, and with it its last bit, depends on the number of threads.
     write("openai", CLIPModel(joint({"eos_token_id": 2})))
     write("first_eos", CLIPModel(joint({"hidden_act": "gelu"}, {"hidden_act": "gelu", "layer_norm_eps": 1e-3})))
     for act in ("gelu_new", "gelu_pytorch_tanh"):
@@ -235,7 +275,11 @@ def main() -> None:
     for width, mlp, dtype in ((64, 192, torch.float16), (80, 176, torch.bfloat16), (88, 190, torch.float16)):
         vision = {"hidden_size": 2 * width, "num_attention_heads": 2, "intermediate_size": mlp, "num_hidden_layers": 1}
         write(f"heads_{width}", CLIPModel(joint(TINY_TEXT, vision)), dtype=dtype)
+    narrow = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 1}
+    write("norms", CLIPModel(joint(TINY_TEXT, narrow)), draw=randomize_before_norms)
     write("sharded", CLIPModel(joint(TINY_TEXT)), max_shard_size="40KB")
+    vocabulary = {"vocab_size": 914, "bos_token_id": 912, "eos_token_id": 913}
+    write("whole", CLIPModel(joint({**TINY_TEXT, **vocabulary})), dtype=torch.float16, then=with_processing)
     write("torch_file", CLIPModel(joint({**TINY_TEXT, "eos_token_id": 2})), then=as_torch_file)
     write("torch_file_sharded", CLIPModel(joint(TINY_TEXT)), max_shard_size="40KB", then=as_sharded_torch_file)
     write("legacy_config_dict", CLIPModel(joint()), then=with_legacy_dicts)

@@ -1,8 +1,11 @@
 import jaxtyping
 import pytest
 
-# Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test.
-jaxtyping.install_import_hook("jaxclip", "beartype.beartype")
+# Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test. (jaxclip.config
+# has no arrays, and its own checks of bad values are under test.)
+jaxtyping.install_import_hook(
+    [f"jaxclip.{name}" for name in ("nn", "checkpoints", "processing", "clip", "tasks", "cli")], "beartype.beartype"
+)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,10 @@ def fill_model(
     which the file holds each tensor. Raises CheckpointError listing every tensor that is missing, unexpected, of the
     wrong shape or not of numbers, before any is read.
     """
+    depth = max(tower.num_hidden_layers for tower in (config.text, config.vision) if tower)
+    if depth > len(tensors):
+        # Before a model of that depth is built.
+        raise CheckpointError(f"config.json asks for {depth} layers, and the files hold only {len(tensors)} tensors")
     built = model(config, dtype=dtype, param_dtype=param_dtype, rngs=Abstract())
     parameters = model_parameters(built)
     table = parameter_names(config)

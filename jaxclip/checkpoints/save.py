@@ -30,7 +30,7 @@ def save_model(model: CLIP, folder: Path, stored: Mapping[str, np.dtype]) -> Non
     tensors = {}
     for path, (name, layout) in table.items():
         value = np.asarray(parameters[path][...])
-        tensors[name] = np.ascontiguousarray(layout.theirs(value).astype(stored.get(name, value.dtype)))
+        tensors[name] = np.asarray(layout.theirs(value), stored.get(name, value.dtype), order="C")
     # transformers refuses a file whose metadata don't name the framework; "pt" is what it writes itself.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", model.config.to_hub())

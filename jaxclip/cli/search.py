@@ -1,6 +1,7 @@
 """`jaxclip search QUERY PHOTOS --model MODEL`"""
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -29,9 +30,11 @@ def run(options: argparse.Namespace) -> int:
     # Here, and not above: `--help` and a mistyped option shouldn't wait for JAX.
     import jaxclip
 
+    if not os.path.exists(options.photos):
+        raise FileNotFoundError(f"{options.photos}: no such file or folder")
     result = jaxclip.search(jaxclip.load(options.model), options.query, options.photos, top=options.top)
-    for path, reason in result.skipped:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+    for _, reason in result.skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
     if not result.hits:
         print(f"jaxclip search: no photos could be read in {options.photos}", file=sys.stderr)
         return 2

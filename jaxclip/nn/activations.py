@@ -13,7 +13,7 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 # The names are those of transformers' ACT2FN; "gelu" is the exact one, by the error function.
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -22,10 +22,3 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
 }
-
-
-def activation(name: str) -> Callable[[Array], Array]:
-    """The function that a checkpoint's `hidden_act` names. Raises ValueError for an unknown one."""
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation hidden_act={name!r}; known are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]

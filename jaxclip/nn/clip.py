@@ -107,6 +107,7 @@ class CLIP(nnx.Module):
         )
         text_features = tap("text_features", _unit_length(_joint_features(text, "text")))
         image_features = tap("image_features", _unit_length(_joint_features(vision, "vision")))
+        assert self.logit_scale is not None  # With both towers it is there.
         with products_at(text_tower.precision):
             scale = jnp.exp(self.logit_scale[...].astype(image_features.dtype))
             logits_per_image = tap("logits_per_image", image_features @ text_features.T * scale)

@@ -26,7 +26,7 @@ def computation(dtype: Any) -> tuple[Any, str]:
     if name not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     arrays, products = _DTYPES[name]
-    if name == "float64" and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(arrays) != jnp.dtype(arrays):
         raise ValueError("dtype float64 needs 64-bit JAX: jax.config.update('jax_enable_x64', True)")
     return jnp.dtype(arrays), products
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxclip.config import TowerConfig
-from jaxclip.nn.activations import activation
+from jaxclip.nn.activations import ACTIVATIONS
 from jaxclip.nn.initialization import constant, normal
 from jaxclip.nn.tap import Tap, no_tap, scoped
 
@@ -52,8 +52,9 @@ class Attention(nnx.Module):
         tap: Tap = no_tap,
     ) -> Float[Array, "batch tokens width"]:
         """`mask` is True where a query (second last axis) may look at a key (last axis)."""
+        batch, tokens, width = x.shape
         query, key, value = (
-            tap(name, project(x)).reshape(*x.shape[:2], self.heads, -1)
+            tap(name, project(x)).reshape(batch, tokens, self.heads, width // self.heads)
             for name, project in (("query", self.query), ("key", self.key), ("value", self.value))
         )
         wide = jnp.promote_types(query.dtype, jnp.float32)
@@ -73,7 +74,7 @@ class MLP(nnx.Module):
         linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, bias_init=constant(0.0, rngs), rngs=rngs)
         self.fc1 = linear(width, hidden, kernel_init=normal((2 * width) ** -0.5, rngs))
         self.fc2 = linear(hidden, width, kernel_init=normal((2 * width * depth) ** -0.5, rngs))
-        self.activation = activation(config.hidden_act)
+        self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(
         self, x: Float[Array, "batch tokens width"], *, tap: Tap = no_tap

@@ -34,10 +34,11 @@ def search(clip: Clip, query: str, photos: str | os.PathLike, *, top: int = 10, 
 
     Photos are turned as their EXIF orientation says. A file that can't be read is skipped and named in the result;
     ties are in the order of the paths. On a terminal a progress bar shows how far it is. Raises FileNotFoundError when
-    there is no such folder.
+    there is no such folder and ValueError when `top` or `batch_size` is not at least 1.
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     paths = list(_files_under(Path(photos)))
     wanted = np.asarray(clip.encode_text(query))
     scores: dict[Path, float] = {}
@@ -52,7 +53,7 @@ def search(clip: Clip, query: str, photos: str | os.PathLike, *, top: int = 10, 
 def _files_under(photos: Path) -> Iterator[Path]:
     """The file itself, or all files of the folder but hidden ones, in the order of their names."""
     if not photos.exists():
-        raise FileNotFoundError(f"{photos}: no such folder")
+        raise FileNotFoundError(f"{photos}: no such file or folder")
     if photos.is_file():
         yield photos
     for folder, subfolders, names in os.walk(photos):

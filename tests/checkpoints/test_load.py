@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from cases import CASES, FOLDER, TOLERANCE, errors, expected
 from flax import nnx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import jaxclip
@@ -74,6 +76,12 @@ def test_all_that_is_wrong_is_listed_at_once(folder):
 def test_a_layer_too_many_or_too_few_is_an_error(folder, layers, problem):
     reconfigure(folder, lambda config: config["text_config"].update(num_hidden_layers=layers))
     with pytest.raises(jaxclip.CheckpointError, match=problem.format("text_model.encoder")):
+        jaxclip.load(folder)
+
+
+def test_an_absurd_depth_is_an_error_and_not_a_hang(folder):
+    reconfigure(folder, lambda config: config["text_config"].update(num_hidden_layers=10**12))
+    with pytest.raises(jaxclip.CheckpointError, match=r"asks for 10{12} layers, and the files hold only 78 tensors"):
         jaxclip.load(folder)
 
 
@@ -155,3 +163,26 @@ def test_a_bad_config_names_the_file_and_the_key(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(jaxclip.CheckpointError, match=r"config\.json: expected JSON"):
         jaxclip.load(folder)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_damaged_files_load_or_are_refused(folder, data):
+    """Bytes of either file overwritten at random: the same names and shapes come out, or a CheckpointError does."""
+    originals = {name: (FOLDER / "first_eos" / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    name = data.draw(st.sampled_from(sorted(originals)))
+    damaged = bytearray(originals[name])
+    # The header of safetensors is where damage means anything; the numbers themselves may be any.
+    header = min(len(damaged), 8 + int.from_bytes(originals["model.safetensors"][:8], "little"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, header - 1)) % len(damaged)] = data.draw(st.integers(0, 255))
+    for original, content in originals.items():
+        (folder / original).write_bytes(bytes(damaged) if original == name else content)
+    try:
+        model = jaxclip.load(folder).model
+    except jaxclip.CheckpointError as error:
+        message = str(error)
+    else:
+        message = f"{folder}: loaded"
+        assert len(model_parameters(model)) == 78
+    assert str(folder) in message
