@@ -3,7 +3,6 @@
 Composes the layers below and adds no mathematics of its own.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxclip.checkpoints.errors import CheckpointError
-from jaxclip.checkpoints.files import locate, weight_files
+from jaxclip.checkpoints.files import locate, read_json, weight_files
 from jaxclip.checkpoints.load import fill_model
 from jaxclip.checkpoints.save import replacing_folder, save_model, write_json
 from jaxclip.checkpoints.tensors import open_tensors
@@ -125,7 +124,10 @@ class Clip:
             settings = read_json(self._files[name])
             # processor_config.json may be about other things than images: transformers < 5 wrote it so.
             if name == "preprocessor_config.json" or "image_processor" in settings:
-                return ImageProcessor.from_hub(settings)
+                try:
+                    return ImageProcessor.from_hub(settings)
+                except (ValueError, TypeError) as error:
+                    raise CheckpointError(f"{self._files[name]}: {error}") from error
         raise self._lacks("image processor", IMAGE_PROCESSOR_FILES, "clip.model.encode_image takes pixels")
 
     def encode_text(
@@ -225,11 +227,3 @@ def _check_token_ids(token_ids: Int[np.ndarray, "n tokens"], text: TextConfig) -
             f"text {np.flatnonzero(without)[0]} has no end-of-text token, which is where this model reads the text "
             "off: truncate so that it stays the last (the tokenizer does)"
         )
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises CheckpointError naming the file when it isn't one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: expected JSON, but {error}. Download the file again.") from error

@@ -1,10 +1,12 @@
 """Where a checkpoint's files come from: a local folder, or the Hugging Face Hub through its own client and cache."""
 
 import errno
+import json
 import os
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from jaxclip.checkpoints.errors import CheckpointError, quoted
 from jaxclip.checkpoints.tensors import INDEX_SUFFIX, read_index
@@ -234,6 +236,18 @@ def weight_files(files: Files) -> list[Path]:
             raise CheckpointError(f"{path} names {len(shards)} shards: {files.missing(*absent)}")
         return [path, *(found for found in shards.values() if found is not None)]
     raise CheckpointError(f"{files.missing(*WEIGHTS)}{_advice(files.listing())}")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: expected JSON, but {error}. Download the file again.") from error
 
 
 def _advice(listing: list[str]) -> str:

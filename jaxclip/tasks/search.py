@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from jaxclip.clip import Clip
-from jaxclip.processing import ImageError, open_image
+from jaxclip.processing import ImageError
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _batches(
     rows: list[np.ndarray] = []
     for index, path in enumerate(tqdm(paths, desc="photos", unit="photo", disable=None)):
         try:
-            rows.append(clip.image_processor(open_image(path, exif_rotation=True))[0])
+            rows.append(clip.image_processor(path, exif_rotation=True)[0])
             batch.append(path)
         except ImageError as error:
             skipped.append((path, str(error)))

@@ -60,9 +60,11 @@ def test_what_can_not_be_read_is_skipped_and_named(clip, folder):
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     (folder / ".hidden.png").write_text("not looked at")
     (folder / "loop").symlink_to(folder)
+    Image.new("L", (300_000, 1)).save(folder / "strip.png")  # Would be resized to 6 million × 20 pixels.
     result = jaxclip.search(clip, QUERY, folder, batch_size=2)
     assert len(result.hits) == 5
-    assert [path.name for path, _ in result.skipped] == ["broken.png", "empty.jpg", "gone.png", "notes.txt"]
+    names = ["broken.png", "empty.jpg", "gone.png", "notes.txt", "strip.png"]
+    assert [path.name for path, _ in result.skipped] == names
     for path, reason in result.skipped:
         assert str(path) in reason
 
