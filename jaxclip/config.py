@@ -219,6 +219,8 @@ class CLIPConfig:
 
 
 _IDENTITY = ("model_type", "architectures")
+# What transformers' tower configs have besides: a legacy dict's defaults override these as well.
+_UNREAD = {"attention_dropout", "initializer_range", "initializer_factor", "bos_token_id", "pad_token_id"}
 _CLASS_PREFIX = {"clip": "CLIP", "metaclip_2": "MetaClip2"}
 
 
@@ -236,13 +238,14 @@ def _tower_from_hub(config: type[_Tower], hub: Mapping[str, Any], **decided: Any
 def _tower_of(hub: Mapping[str, Any], name: str, config: type[TowerConfig]) -> dict[str, Any]:
     """One tower's keys in a joint config. The legacy `*_config_dict`, where present, overrides, and with it its
     defaults: transformers completes it to a whole config before it updates the other."""
-    tower, legacy = hub.get(f"{name}_config") or {}, hub.get(f"{name}_config_dict")
-    for key, value in ((f"{name}_config", tower), (f"{name}_config_dict", legacy or {})):
-        if not isinstance(value, Mapping):
+    tower, legacy = (hub.get(f"{name}_config{suffix}") for suffix in ("", "_dict"))
+    for key, value in ((f"{name}_config", tower), (f"{name}_config_dict", legacy)):
+        if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"config.json's {key} must be a JSON object, got {value!r}")
+    tower = tower or {}
     if legacy is None:
         return dict(tower)
-    known = {f.name for f in dataclasses.fields(config)}
+    known = {f.name for f in dataclasses.fields(config)} | _UNREAD
     return {**{key: value for key, value in tower.items() if key not in known}, **legacy}
 
 

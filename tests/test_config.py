@@ -42,13 +42,17 @@ def test_the_joint_model_takes_the_top_level_projection_dim():
 def test_a_legacy_dict_overrides_and_so_do_its_defaults():
     hub = {
         "model_type": "clip",
-        "text_config": {"hidden_size": 96, "num_attention_heads": 3, "eos_token_id": 2, "hidden_act": "gelu"},
+        "text_config": {
+            **{"hidden_size": 96, "num_attention_heads": 3, "eos_token_id": 2, "hidden_act": "gelu"},
+            **{"attention_dropout": 0.1, "note": "kept"},
+        },
         "text_config_dict": {"hidden_size": 64},
         "vision_config": {"patch_size": 16},
     }
     config = CLIPConfig.from_hub(hub)
     assert config.text == TextConfig(hidden_size=64)
     assert config.vision == VisionConfig(patch_size=16)
+    assert config.text.other == {"note": "kept"}
 
 
 @pytest.mark.parametrize(
