@@ -50,3 +50,20 @@ def test_interpolated_positions(clip, photo):
     state = clip.model.vision(jnp.asarray(processor(photo)), interpolate_positions=True).last_hidden_state
     wanted = [[-0.1538, 0.0322, -0.3235], [0.2893, 0.1135, -0.5708], [0.0461, 0.1540, -0.6018]]
     np.testing.assert_allclose(state[0, :3, :3], wanted, atol=1e-4)
+
+
+def test_the_articles_extremes(clip):
+    # Pinecone's "Multi-modal ML with OpenAI's CLIP": 21 texts and photos of jamescalam/image-text-demo.
+    datasets = pytest.importorskip("datasets")
+    try:
+        data = datasets.load_dataset("jamescalam/image-text-demo", split="train")
+    except Exception as error:
+        pytest.skip(f"jamescalam/image-text-demo can't be fetched: {error}")
+    for encode, column, raw, normalized in (
+        (clip.encode_text, "text", (-1.1893, 4.8015), (-0.1526844, 0.53449875)),
+        (clip.encode_image, "image", (-8.6533, 2.6551), (-0.7275361, 0.23383287)),
+    ):
+        for normalize, extremes in ((False, raw), (True, normalized)):
+            vectors = np.asarray(encode(list(data[column]), normalize=normalize))
+            assert vectors.shape == (21, 512)
+            np.testing.assert_allclose((vectors.min(), vectors.max()), extremes, atol=1e-3 if not normalize else 1e-5)
