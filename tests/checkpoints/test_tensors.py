@@ -110,9 +110,7 @@ def test_what_is_read_stays_when_the_file_is_replaced(whole: Path) -> None:
     weight = tensors["weight"].read()
     whole.write_bytes(b"")
     np.testing.assert_array_equal(weight, TENSORS["weight"])
-    with pytest.raises(
-        CheckpointError, match=r"'weight' of shape \(2, 3\) cannot be read .* load it again"
-    ):
+    with pytest.raises(CheckpointError, match=r"'weight' of shape \(2, 3\) cannot be read .* load it again"):
         tensors["weight"].read()
 
 
