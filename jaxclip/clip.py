@@ -6,6 +6,7 @@ Composes the layers below and adds no mathematics of its own.
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxclip.checkpoints.errors import CheckpointError
-from jaxclip.checkpoints.files import locate, read_json, weight_files
+from jaxclip.checkpoints.files import Files, locate, read_json, weight_files
 from jaxclip.checkpoints.load import fill_model
-from jaxclip.checkpoints.save import replacing_folder, save_model, write_json
+from jaxclip.checkpoints.save import replacing_checkpoint, save_model, write_json
 from jaxclip.checkpoints.tensors import open_tensors
 from jaxclip.config import CLIPConfig, TextConfig
 from jaxclip.nn import CLIP
@@ -60,97 +61,120 @@ def load(
         open_tensors(weight_files(files)), config, whole, model=model, dtype=dtype, param_dtype=param_dtype
     )
     wanted = (*(TOKENIZER_FILES if config.text else ()), *(IMAGE_PROCESSOR_FILES if config.vision else ()))
-    return Clip(
-        filled,
-        source=files.source,
-        revision=files.revision,
-        files={name: path for name in wanted if (path := files.find(name))},
-        stored_dtypes=stored_dtypes,
-    )
+    clip = Clip(filled)
+    clip._origin = _Origin(files, {name: path for name in wanted if (path := files.find(name))}, stored_dtypes)
+    return clip
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a handle knows of the checkpoint that it was loaded from."""
+
+    files: Files
+    found: Mapping[str, Path]
+    stored_dtypes: Mapping[str, np.dtype]
 
 
 class Clip:
     """A model with the tokenizer and the image processor that belong to it.
 
     - `model`: the Flax NNX module (`jaxclip.nn.CLIP`); its methods are pure functions of arrays
-    - `tokenizer`, `image_processor`: made when first asked for; CheckpointError when the checkpoint has none
+    - `tokenizer`, `image_processor`: read when first asked for, or your own; CheckpointError when the checkpoint has
+      none, or a damaged one
     - `source`, `revision`: where it was loaded from (for the Hub, the commit), or None
 
-    `Clip(model, tokenizer=..., image_processor=...)` makes a handle of a model of your own.
+    `Clip(model, tokenizer=..., image_processor=...)` makes a handle of a model of your own. All three can be replaced.
     """
 
+    _origin: _Origin | None = None
+
     def __init__(
-        self,
-        model: CLIP,
-        *,
-        tokenizer: Tokenizer | None = None,
-        image_processor: ImageProcessor | None = None,
-        source: str | None = None,
-        revision: str | None = None,
-        files: Mapping[str, Path] | None = None,
-        stored_dtypes: Mapping[str, np.dtype] | None = None,
+        self, model: CLIP, *, tokenizer: Tokenizer | None = None, image_processor: ImageProcessor | None = None
     ):
         self.model = model
-        self.source = source
-        self.revision = revision
-        self._files = dict(files or {})
-        self._stored_dtypes = dict(stored_dtypes or {})
-        if tokenizer is not None:
-            self.tokenizer = tokenizer
-        if image_processor is not None:
-            self.image_processor = image_processor
+        self._own: dict[str, Any] = {"tokenizer": tokenizer, "image_processor": image_processor}
 
     def __repr__(self) -> str:
-        towers = " and ".join(tower for tower in ("text", "vision") if getattr(self.model.config, tower))
+        towers = " and ".join(tower for tower in ("text", "vision") if getattr(self.model, tower))
         return f"Clip({self.source or 'unsaved'!r}, {towers})"
 
-    @cached_property
+    @property
+    def source(self) -> str | None:
+        return self._origin and self._origin.files.source
+
+    @property
+    def revision(self) -> str | None:
+        return self._origin and self._origin.files.revision
+
+    @property
     def tokenizer(self) -> Tokenizer:
-        text = self.model.config.text
-        if text is None:
-            raise ValueError("this model has no text tower, so it has no tokenizer")
-        found = {name: path for name, path in self._files.items() if name in TOKENIZER_FILES}
-        if not found:
-            raise self._lacks("tokenizer", TOKENIZER_FILES, "clip.model.encode_text takes token ids")
-        return Tokenizer.from_files(found, max_length=text.max_position_embeddings)
+        return self._own["tokenizer"] or self._stored_tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._own["tokenizer"] = tokenizer
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        return self._own["image_processor"] or self._stored_image_processor
+
+    @image_processor.setter
+    def image_processor(self, image_processor: ImageProcessor) -> None:
+        self._own["image_processor"] = image_processor
 
     @cached_property
-    def image_processor(self) -> ImageProcessor:
-        if self.model.config.vision is None:
-            raise ValueError("this model has no vision tower, so it has no image processor")
-        for name in IMAGE_PROCESSOR_FILES:
-            if name not in self._files:
-                continue
-            settings = read_json(self._files[name])
-            # processor_config.json may be about other things than images: transformers < 5 wrote it so.
-            if name == "preprocessor_config.json" or "image_processor" in settings:
-                try:
-                    return ImageProcessor.from_hub(settings)
-                except (ValueError, TypeError) as error:
-                    raise CheckpointError(f"{self._files[name]}: {error}") from error
-        raise self._lacks("image processor", IMAGE_PROCESSOR_FILES, "clip.model.encode_image takes pixels")
+    def _stored_tokenizer(self) -> Tokenizer:
+        text = self.model.tower("text").config
+        files = self._stored_files("tokenizer", TOKENIZER_FILES, "encode_text takes token ids")
+        try:
+            return Tokenizer.from_files(files, max_length=text.max_position_embeddings)
+        except (ValueError, FileNotFoundError) as error:
+            raise CheckpointError(f"{self.source}: {error}") from error
+
+    @cached_property
+    def _stored_image_processor(self) -> ImageProcessor:
+        self.model.tower("vision")
+        files = self._stored_files("image processor", IMAGE_PROCESSOR_FILES, "encode_pixels takes pixels")
+        # processor_config.json counts where it tells of images: what transformers < 5 wrote doesn't.
+        path = files.get("processor_config.json")
+        if path is None or ("preprocessor_config.json" in files and "image_processor" not in read_json(path)):
+            path = files["preprocessor_config.json"]
+        try:
+            return ImageProcessor.from_hub(read_json(path))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def _stored_files(self, what: str, names: Iterable[str], instead: str) -> dict[str, Path]:
+        found = {name: path for name, path in self._origin.found.items() if name in names} if self._origin else {}
+        if found:
+            return found
+        mend = f"Give the handle one (clip.{what.replace(' ', '_')} = ...), or do without: {instead}."
+        if self._origin is None:
+            raise CheckpointError(f"this handle was given no {what}. {mend}")
+        raise CheckpointError(f"{self._origin.files.missing(*names)} So there is no {what}. {mend}")
 
     def encode_text(
         self,
-        texts: str | Iterable[str] | Int[np.ndarray, "n tokens"] | Int[Array, "n tokens"],
+        texts: str | Iterable[str] | Int[np.ndarray, "*n tokens"] | Int[Array, "*n tokens"],
         *,
         normalize: bool = True,
     ) -> Float[Array, "n projection"] | Float[Array, " projection"]:
-        """Texts in the joint space: (projection,) for one string, (n, projection) for many; float32, unit length.
+        """Texts in the joint space: (projection,) for one, (n, projection) for many; float32, unit length.
 
-        Strings longer than the model's positions are truncated, as the reference does (`clip.tokenizer` with
-        `truncate=False` raises instead). Arrays are taken as token ids. `normalize=False` gives the raw features,
-        transformers' `get_text_features`. Raises ValueError for token ids without EOS or outside the vocabulary.
+        A text is a string, or a row of an array of token ids. Strings longer than the model's positions are truncated,
+        as the reference does (`clip.tokenizer` with `truncate=False` raises instead). `normalize=False` gives the raw
+        features, transformers' `get_text_features`. Raises ValueError for token ids without EOS or outside the
+        vocabulary.
         """
         text = self.model.tower("text").config
         if isinstance(texts, np.ndarray | jax.Array):
-            token_ids = np.asarray(texts)
+            one, token_ids = texts.ndim == 1, np.atleast_2d(np.asarray(texts))
         else:
-            listed = [texts] if isinstance(texts, str) else list(texts)
+            one, listed = isinstance(texts, str), [texts] if isinstance(texts, str) else list(texts)
             token_ids = self.tokenizer(listed) if listed else np.zeros((0, 1), np.int32)
-        _check_token_ids(token_ids, text)
+        _check_token_ids(token_ids, text, self._eos_token_id())
         features = _encode_text(self.model, jnp.asarray(token_ids), normalize=normalize)
-        return features[0] if isinstance(texts, str) else features
+        return features[0] if one else features
 
     def encode_image(
         self, images: ImageLike | Iterable[ImageLike], *, normalize: bool = True
@@ -179,22 +203,38 @@ class Clip:
         """Writes a Hugging Face checkpoint that transformers loads unchanged: config, weights, tokenizer and
         preprocessor. Tensors go back in the dtype that they had in the file they came from.
 
-        All files are written before the first takes its place in `folder`, so that a failure leaves it as it was.
+        All files are written before the first takes its place in `folder`, so that a full disk or Ctrl-C leaves it as
+        it was; then each is replaced at once, the weights last, and what an earlier checkpoint left there of its
+        weights, tokenizer and preprocessor is removed. Other files stay. Raises ValueError for what the format has no
+        place for, and for a value that its stored dtype can't hold.
         """
-        with replacing_folder(folder) as staging:
-            save_model(self.model, staging, self._stored_dtypes)
-            for name, path in self._files.items():
-                shutil.copyfile(path, staging / name)
-            if not self._files and "tokenizer" in vars(self):
-                self.tokenizer.save(staging)
-            if not self._files and "image_processor" in vars(self):
-                write_json(staging / "preprocessor_config.json", self.image_processor.to_hub())
+        stored = self._origin.stored_dtypes if self._origin else {}
+        with replacing_checkpoint(folder, others=(*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES)) as staging:
+            save_model(self.model, staging, stored)
+            for part, names in (("tokenizer", TOKENIZER_FILES), ("image_processor", IMAGE_PROCESSOR_FILES)):
+                own = self._own[part]
+                if isinstance(own, Tokenizer):
+                    own.save(staging)
+                elif isinstance(own, ImageProcessor):
+                    write_json(staging / "preprocessor_config.json", own.to_hub())
+                elif self._origin:
+                    self._copy_files(names, staging)
 
-    def _lacks(self, what: str, names: Iterable[str], instead: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.source or 'this model'} has no {what}: none of {', '.join(names)} is there. Put them beside the "
-            f"weights, or give one to Clip(model, ...); {instead} as they are."
-        )
+    def _copy_files(self, names: Iterable[str], folder: Path) -> None:
+        assert self._origin is not None
+        found = {name: path for name, path in self._origin.found.items() if name in names}
+        if not found and not self._origin.files.uncached.isdisjoint(names):
+            raise self._origin.files.missing(*names)
+        for name, path in found.items():
+            shutil.copyfile(path, folder / name)
+
+    def _eos_token_id(self) -> int | None:
+        """The token that ends a text; under the largest-id rule only the tokenizer knows it."""
+        text = self.model.tower("text").config
+        if text.pooling == "first_eos":
+            return text.eos_token_id
+        has_tokenizer = self._own["tokenizer"] or (self._origin and set(TOKENIZER_FILES) & self._origin.found.keys())
+        return self.tokenizer.eos_token_id if has_tokenizer else None
 
 
 @partial(jax.jit, static_argnames="normalize")
@@ -209,7 +249,7 @@ def _encode_image(
     return model.encode_image(pixels, normalize=normalize)
 
 
-def _check_token_ids(token_ids: Int[np.ndarray, "n tokens"], text: TextConfig) -> None:
+def _check_token_ids(token_ids: np.ndarray, text: TextConfig, eos_token_id: int | None) -> None:
     if token_ids.ndim != 2 or not np.issubdtype(token_ids.dtype, np.integer):
         raise ValueError(
             f"an array of texts holds token ids, integers of shape (n, tokens); got {token_ids.dtype} {token_ids.shape}"
@@ -219,11 +259,10 @@ def _check_token_ids(token_ids: Int[np.ndarray, "n tokens"], text: TextConfig) -
             f"token ids must be from 0 to {text.vocab_size - 1}, this model's vocabulary; got {token_ids.min()} to "
             f"{token_ids.max()}"
         )
-    # Under the largest-id rule the config doesn't hold the real EOS; without one, the largest is the BOS in front.
-    is_eos = token_ids == text.eos_token_id
-    without = is_eos.sum(axis=1) == 0 if text.pooling == "first_eos" else token_ids.argmax(axis=1) == 0
-    if without.any():
+    # Where nobody knows the EOS, under the largest-id rule without a tokenizer: the largest is then the BOS in front.
+    ends = (token_ids == eos_token_id).any(axis=1) if eos_token_id is not None else token_ids.argmax(axis=1) > 0
+    if not ends.all():
         raise ValueError(
-            f"text {np.flatnonzero(without)[0]} has no end-of-text token, which is where this model reads the text "
-            "off: truncate so that it stays the last (the tokenizer does)"
+            f"text {np.flatnonzero(~ends)[0]} has no end-of-text token, which is where this model reads the text off: "
+            "truncate so that it stays the last (the tokenizer does)"
         )

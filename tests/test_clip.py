@@ -1,5 +1,6 @@
 """The handle: strings and photos in, vectors out."""
 
+import dataclasses
 import json
 import shutil
 
@@ -74,6 +75,7 @@ def test_text_is_cut_to_the_longest_of_the_batch(clip):
 
 def test_token_ids_are_taken_as_they_are(clip):
     ids = clip.tokenizer(TEXTS)
+    np.testing.assert_allclose(clip.encode_text(clip.tokenizer("a cat")), clip.encode_text("a cat"), atol=1e-6)
     for given in (ids, jnp.asarray(ids)):
         np.testing.assert_array_equal(clip.encode_text(given), clip.encode_text(TEXTS))
 
@@ -84,6 +86,7 @@ def test_token_ids_are_taken_as_they_are(clip):
         ([[912, 5, 913], [912, 5, 6]], "text 1 has no end-of-text token"),
         ([[912, 914, 913]], "must be from 0 to 913, this model's vocabulary; got 912 to 914"),
         ([[912, -1, 913]], "got -1 to 913"),
+        ([[[912, 913]]], r"integers of shape \(n, tokens\); got int64 \(1, 1, 2\)"),
     ],
 )
 def test_token_ids_that_mean_nothing_are_refused(clip, ids, message):
@@ -96,6 +99,17 @@ def test_no_eos_is_refused_under_the_legacy_rule_too():
     with pytest.raises(ValueError, match="text 0 has no end-of-text token"):
         model.encode_text(np.array([[95, 5, 6, 7]]))
     assert model.encode_text(np.array([[95, 5, 98, 0]])).shape == (1, 20)
+
+
+def test_under_the_legacy_rule_the_tokenizer_knows_the_eos(tmp_path):
+    folder = shutil.copytree(WHOLE, tmp_path / "legacy")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    clip = jaxclip.load(folder)
+    np.testing.assert_array_equal(clip.encode_text(TEXTS), jaxclip.load(WHOLE).encode_text(TEXTS))
+    with pytest.raises(ValueError, match="text 0 has no end-of-text token"):
+        clip.encode_text(np.array([[5, 7, 6]]))
 
 
 def test_photos_that_can_not_be_read_are_named(clip, tmp_path):
@@ -122,14 +136,14 @@ def test_a_second_call_compiles_nothing(clip):
 
 def test_what_a_checkpoint_lacks_raises_when_it_is_asked_for():
     clip = jaxclip.load(FOLDER / "openai")
-    with pytest.raises(jaxclip.CheckpointError, match=r"openai has no tokenizer: none of .*tokenizer\.json.* is there"):
+    with pytest.raises(jaxclip.CheckpointError, match=r"openai' has no tokenizer\.json or .* there is no tokenizer"):
         clip.encode_text("a cat")
-    with pytest.raises(jaxclip.CheckpointError, match=r"has no image processor: none of processor_config\.json"):
+    with pytest.raises(jaxclip.CheckpointError, match=r"has no processor_config\.json or .* no image processor"):
         clip.encode_image(photos())
     text = jaxclip.load(FOLDER / "text_projection")
     with pytest.raises(ValueError, match="has no vision tower"):
         text.encode_image(photos())
-    with pytest.raises(ValueError, match="has no image processor"):
+    with pytest.raises(ValueError, match="has no vision tower"):
         _ = text.image_processor
     with pytest.raises(ValueError, match="has no text tower"):
         jaxclip.load(FOLDER / "vision").encode_text([])
@@ -155,7 +169,7 @@ def test_a_handle_of_your_own_model(tmp_path, clip):
     np.testing.assert_array_equal(again.encode_text(TEXTS), own.encode_text(TEXTS))
     np.testing.assert_array_equal(again.encode_image(photos()), own.encode_image(photos()))
     bare = jaxclip.Clip(CLIP(CLIPConfig(text=TextConfig(num_hidden_layers=1), vision=None), rngs=nnx.Rngs(0)))
-    with pytest.raises(jaxclip.CheckpointError, match="this model has no tokenizer"):
+    with pytest.raises(jaxclip.CheckpointError, match="this handle was given no tokenizer"):
         bare.encode_text("a cat")
 
 
@@ -213,10 +227,99 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, clip, monkeypatch):
     assert (folder / "model.safetensors").read_bytes() != before["model.safetensors"]
 
 
+def test_saving_over_another_checkpoint_leaves_nothing_of_it(tmp_path, clip):
+    folder = tmp_path / "saved"
+    shutil.copytree(FOLDER / "sharded", folder)
+    (folder / "processor_config.json").write_text('{"image_processor": {"size": 99}}')
+    (folder / "merges.txt").write_text("")
+    (folder / "notes.txt").write_text("mine")
+    clip.save(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"),
+        *("notes.txt", "expected.safetensors"),
+    }
+    again = jaxclip.load(folder)
+    np.testing.assert_array_equal(again.encode_text(TEXTS), clip.encode_text(TEXTS))
+    assert again.image_processor == clip.image_processor
+
+
+def test_what_was_given_to_the_handle_is_what_is_saved(tmp_path):
+    clip = jaxclip.load(WHOLE)
+    clip.image_processor = dataclasses.replace(clip.image_processor, image_mean=(0.0, 0.0, 0.0))
+    clip.tokenizer = dataclasses.replace(clip.tokenizer, max_length=8)
+    clip.save(tmp_path / "saved")
+    again = jaxclip.load(tmp_path / "saved")
+    assert again.image_processor == clip.image_processor
+    assert again.image_processor.image_mean == (0.0, 0.0, 0.0)
+    assert again.tokenizer.max_length == 8
+    assert not (tmp_path / "saved" / "vocab.json").exists()
+
+
+def test_values_beyond_the_stored_dtype_are_not_saved_as_infinity(tmp_path):
+    clip = jaxclip.load(WHOLE)  # float16
+    scale = clip.model.text.final_norm.scale
+    scale.set_value(1e6 * scale[...])
+    with pytest.raises(ValueError, match=r"text\.final_norm\.scale has values up to .*e\+06, more than float16"):
+        clip.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    jaxclip.Clip(clip.model).save(tmp_path / "saved")
+    assert load_file(tmp_path / "saved" / "model.safetensors")["logit_scale"].dtype == np.float32
+
+
+def test_a_model_without_what_its_config_has_is_not_saved(tmp_path, clip):
+    model = jaxclip.load(WHOLE).model
+    model.vision = None
+    with pytest.raises(ValueError, match=r"lacks parameters that its config asks for: vision\.blocks\.0"):
+        jaxclip.Clip(model).save(tmp_path / "saved")
+
+
+def test_offline_with_half_a_checkpoint_cached_says_so(tmp_path, monkeypatch):
+    """The weights are there and the tokenizer was never fetched: neither is it "not there", nor may saving drop it."""
+    cache = tmp_path / "models--a--b"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(WHOLE / name, snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    clip = jaxclip.load("a/b")
+    assert (clip.source, clip.revision) == ("a/b", "0" * 40)
+    assert clip.encode_text(np.array([[912, 5, 913]])).shape == (1, 20)
+    with pytest.raises(jaxclip.CheckpointError, match=r"is not in the cache .*, and HF_HUB_OFFLINE is set"):
+        clip.encode_text("a cat")
+    with pytest.raises(jaxclip.CheckpointError, match="is not in the cache"):
+        clip.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_damaged_files_beside_the_weights_are_named(tmp_path):
+    folder = shutil.copytree(WHOLE, tmp_path / "damaged")
+    (folder / "preprocessor_config.json").write_text("[]")
+    (folder / "tokenizer.json").write_text("{")
+    clip = jaxclip.load(folder)
+    with pytest.raises(jaxclip.CheckpointError, match=r"preprocessor_config\.json: expected a JSON object, got \[\]"):
+        clip.encode_image(photos())
+    with pytest.raises(jaxclip.CheckpointError, match=r"tokenizer\.json"):
+        clip.encode_text("a cat")
+
+
+def test_a_folder_in_the_way_is_seen_before_anything_is_replaced(tmp_path, clip):
+    folder = tmp_path / "saved"
+    (folder / "config.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"has folders named config\.json"):
+        clip.save(folder)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
 def test_saving_over_a_file_is_refused(tmp_path, clip):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match="file is a file; a checkpoint is saved to a folder"):
         clip.save(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match=r"is a link to .*nowhere.*, which is not there"):
+        clip.save(tmp_path / "link")
 
 
 def test_parameters_of_ones_own_can_not_be_saved_silently(tmp_path):

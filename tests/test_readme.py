@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 from cases import FOLDER, photos
 from PIL import Image
@@ -35,6 +36,9 @@ def test_python_examples(photo_folder):
     exec(source, names)
     assert names["texts"].shape == names["photos"].shape == (2, 20)
     assert isinstance(names["gradient"], jaxclip.nn.CLIP)
+    locked = names["locked_gradient"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(locked.vision))
+    assert any(leaf.any() for leaf in jax.tree.leaves(locked.text))
     assert (photo_folder.parent / "folder" / "model.safetensors").exists()
 
 

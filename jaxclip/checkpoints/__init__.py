@@ -5,5 +5,7 @@ table, `load` fills a model, `save` writes one.
 """
 
 from jaxclip.checkpoints.errors import CheckpointError
+from jaxclip.checkpoints.files import Files, locate, weight_files
+from jaxclip.checkpoints.tensors import Tensor, open_tensors
 
-__all__ = ["CheckpointError"]
+__all__ = ["CheckpointError", "Files", "Tensor", "locate", "open_tensors", "weight_files"]

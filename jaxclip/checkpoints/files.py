@@ -41,10 +41,12 @@ class Files(ABC):
     Attributes:
         source: the folder or Hub id, as it was given.
         revision: for the Hub, what was asked for, and from the first file on the commit that all files come from.
+        uncached: names that were looked for in vain where the Hub was out of reach: they may be there.
     """
 
     source: str
     revision: str | None
+    uncached: set[str]
 
     @abstractmethod
     def find(self, name: str) -> Path | None:
@@ -78,7 +80,7 @@ class Folder(Files):
     """A local folder's files."""
 
     def __init__(self, source: str, folder: Path) -> None:
-        self.source, self.revision, self.folder = source, None, folder
+        self.source, self.revision, self.uncached, self.folder = source, None, set(), folder
 
     def find(self, name: str) -> Path | None:
         path = self.folder / name
@@ -238,16 +240,19 @@ def weight_files(files: Files) -> list[Path]:
     raise CheckpointError(f"{files.missing(*WEIGHTS)}{_advice(files.listing())}")
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of settings holds.
 
     Raises:
-        CheckpointError: it cannot be read, or is not JSON.
+        CheckpointError: it cannot be read, is not JSON, or holds no object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON, but {error}. Download the file again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {content!r:.80}. Download the file again.")
+    return content
 
 
 def _advice(listing: list[str]) -> str:

@@ -1,12 +1,14 @@
 """The command line, `jaxclip`: parsing and printing only; what a command does, a function of the library does."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from jaxclip import __version__
 from jaxclip.checkpoints.errors import CheckpointError
 from jaxclip.cli import search
+from jaxclip.cli.printing import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,8 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
+    except BrokenPipeError:
+        # The reader of a pipe, `head` say, has seen enough. Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (CheckpointError, OSError, ValueError) as error:
-        print(f"jaxclip {options.command}: {error}", file=sys.stderr)
+        print(f"jaxclip {options.command}: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"jaxclip {options.command}: interrupted", file=sys.stderr)

@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+from jaxclip.cli.printing import printable
+
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser(
@@ -34,11 +36,11 @@ def run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{options.photos}: no such file or folder")
     result = jaxclip.search(jaxclip.load(options.model), options.query, options.photos, top=options.top)
     for _, reason in result.skipped:
-        print(f"skipped: {reason}", file=sys.stderr)
+        print(f"skipped: {printable(reason)}", file=sys.stderr)
     if not result.hits:
         print(f"jaxclip search: no photos could be read in {options.photos}", file=sys.stderr)
         return 2
     width = len(str(len(result.hits)))
     for rank, hit in enumerate(result.hits, start=1):
-        print(f"{rank:>{width}}  {hit.score:7.4f}  {hit.path}")
+        print(f"{rank:>{width}}  {hit.score:7.4f}  {printable(str(hit.path))}")
     return 1 if result.skipped else 0

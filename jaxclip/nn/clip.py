@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxclip.config import CLIPConfig
 from jaxclip.nn.initialization import constant
-from jaxclip.nn.precision import products_at
+from jaxclip.nn.precision import parameter_dtype
 from jaxclip.nn.tap import Tap, no_tap, scoped
 from jaxclip.nn.text import TextOutput, TextTransformer
 from jaxclip.nn.vision import VisionOutput, VisionTransformer
@@ -49,7 +49,7 @@ class CLIP(nnx.Module):
         self.text = TextTransformer(config.text, **settings) if config.text else nnx.data(None)
         self.vision = VisionTransformer(config.vision, **settings) if config.vision else nnx.data(None)
         self.logit_scale = (
-            nnx.Param(constant(config.logit_scale_init_value, rngs)(None, (), jnp.dtype(param_dtype)))
+            nnx.Param(constant(config.logit_scale_init_value, rngs)(None, (), parameter_dtype(param_dtype)))
             if config.text and config.vision
             else nnx.data(None)
         )
@@ -108,9 +108,9 @@ class CLIP(nnx.Module):
         text_features = tap("text_features", _unit_length(_joint_features(text, "text")))
         image_features = tap("image_features", _unit_length(_joint_features(vision, "vision")))
         assert self.logit_scale is not None  # With both towers it is there.
-        with products_at(text_tower.precision):
-            scale = jnp.exp(self.logit_scale[...].astype(image_features.dtype))
-            logits_per_image = tap("logits_per_image", image_features @ text_features.T * scale)
+        scale = jnp.exp(self.logit_scale[...].astype(image_features.dtype))
+        cosines = jnp.matmul(image_features, text_features.T, precision="highest")
+        logits_per_image = tap("logits_per_image", scale * cosines)
         return CLIPOutput(logits_per_image, logits_per_image.T, text_features, image_features, text, vision)
 
     def tower(self, name: Literal["text", "vision"]) -> Any:

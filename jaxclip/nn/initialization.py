@@ -17,7 +17,7 @@ class Abstract(nnx.Rngs):
     """
 
     def __init__(self):
-        super().__init__(params=0)
+        super().__init__(0)
 
 
 def normal(std: float, rngs: nnx.Rngs) -> Any:

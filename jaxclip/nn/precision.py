@@ -31,6 +31,16 @@ def computation(dtype: Any) -> tuple[Any, str]:
     return jnp.dtype(arrays), products
 
 
+def parameter_dtype(dtype: Any) -> Any:
+    """The dtype of parameters: float32, bfloat16, float16 or float64 (a name, or what NumPy and JAX take for one).
+    float64 wants `jax.enable_x64`. Raises ValueError for others."""
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name == "tensorfloat32" or name not in _DTYPES:
+        raise ValueError(f"param_dtype must be float32, bfloat16, float16 or float64, got {dtype!r}")
+    return computation(name)[0]
+
+
 def products_at(precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Within it, matrix products that say nothing of their own are traced at this precision."""
+    """Within it, matrix products that say nothing of their own are traced at this precision: those of blocks that a
+    subclass puts in the place of ours."""
     return jax.default_matmul_precision(precision)

@@ -20,8 +20,7 @@ A module's output bears the module's own path, and a few values that are no modu
 | `blocks.N.attention.out` | (batch, tokens, width) | what attention adds to the residual stream |
 | `blocks.N.mlp.fc1`, `.activation`, `.fc2` | (batch, tokens, MLP width or width) | `fc2` is what the MLP adds |
 | `final_norm` (text) | (batch, tokens, width) | the last hidden state |
-| `post_norm` (vision) | (batch, width) | the class token, normalised |
-| `pooled` | (batch, width) | the row that stands for the whole text or image |
+| `pooled` | (batch, width) | the row that stands for the whole text or image; vision: after the post-LayerNorm |
 | `projection` | (batch, projection width) | the features in the joint space, not normalised |
 
 Called on the joint model the names begin with `text.` or `vision.`, and there are `text_features`, `image_features`

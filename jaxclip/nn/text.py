@@ -1,6 +1,7 @@
 """The text transformer: token ids in, one vector a text out (CLIP paper, section 2.4)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxclip.config import TextConfig
 from jaxclip.nn.initialization import normal
-from jaxclip.nn.precision import computation, products_at
+from jaxclip.nn.precision import computation, parameter_dtype, products_at
 from jaxclip.nn.tap import Tap, no_tap
-from jaxclip.nn.transformer import Block, layer_norm, run_blocks
+from jaxclip.nn.transformer import Block, layer_norm, linear, run_blocks
 
 
 @jax.tree_util.register_dataclass
@@ -41,15 +42,14 @@ class TextTransformer(nnx.Module):
         self.config = config
         self.dtype, self.precision = computation(dtype)
         width = config.hidden_size
-        settings = {"dtype": self.dtype, "param_dtype": jnp.dtype(param_dtype), "rngs": rngs}
-        self.token_embedding = nnx.Embed(config.vocab_size, width, embedding_init=normal(0.02, rngs), **settings)
-        self.position_embedding = nnx.Embed(
-            config.max_position_embeddings, width, embedding_init=normal(0.01, rngs), **settings
-        )
+        settings = {"dtype": dtype, "param_dtype": parameter_dtype(param_dtype), "rngs": rngs}
+        embed = partial(nnx.Embed, features=width, **{**settings, "dtype": self.dtype})
+        self.token_embedding = embed(config.vocab_size, embedding_init=normal(0.02, rngs))
+        self.position_embedding = embed(config.max_position_embeddings, embedding_init=normal(0.01, rngs))
         self.blocks = nnx.List([Block(config, **settings) for _ in range(config.num_hidden_layers)])
         self.final_norm = layer_norm(config, **settings)
         self.projection = (
-            nnx.Linear(width, config.projection_dim, use_bias=False, kernel_init=normal(width**-0.5, rngs), **settings)
+            linear(width, config.projection_dim, use_bias=False, std=width**-0.5, **settings)
             if config.projection_dim is not None
             else nnx.data(None)
         )
@@ -66,6 +66,8 @@ class TextTransformer(nnx.Module):
         """`attention_mask` is 0 or False for tokens that nobody may look at (padding); attention is causal besides, so
         padding on the right needs none. Ids outside the vocabulary give NaN. A text longer than the position
         embeddings raises ValueError. A row without EOS is pooled at its first token, as in the reference."""
+        if token_ids.ndim != 2:
+            raise ValueError(f"token_ids must be of shape (batch, tokens), got {token_ids.shape}")
         tokens = token_ids.shape[1]
         if tokens > self.config.max_position_embeddings:
             raise ValueError(

@@ -1,7 +1,6 @@
 """The pre-norm transformer block that both towers are made of (CLIP paper, sections 2.4 and 2.5)."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from jaxclip.config import TowerConfig
 from jaxclip.nn.activations import ACTIVATIONS
 from jaxclip.nn.initialization import constant, normal
+from jaxclip.nn.precision import computation
 from jaxclip.nn.tap import Tap, no_tap, scoped
 
 
@@ -22,9 +22,27 @@ def layer_norm(config: TowerConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.R
         epsilon=config.layer_norm_eps,
         # E[x²] - E[x]² loses digits where |mean| is large, which the residual stream of a ViT has.
         use_fast_variance=False,
-        dtype=dtype,
+        dtype=computation(dtype)[0],
         param_dtype=param_dtype,
         scale_init=constant(1.0, rngs),
+        bias_init=constant(0.0, rngs),
+        rngs=rngs,
+    )
+
+
+def linear(
+    inputs: int, outputs: int, *, std: float, use_bias: bool = True, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer whose product has the precision that `dtype` means, also where it is called on its own."""
+    arrays, precision = computation(dtype)
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        dtype=arrays,
+        param_dtype=param_dtype,
+        precision=precision,
+        kernel_init=normal(std, rngs),
         bias_init=constant(0.0, rngs),
         rngs=rngs,
     )
@@ -35,14 +53,13 @@ class Attention(nnx.Module):
 
     def __init__(self, config: TowerConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
         width, depth = config.hidden_size, config.num_hidden_layers
-        linear = partial(
-            nnx.Linear, width, width, dtype=dtype, param_dtype=param_dtype, bias_init=constant(0.0, rngs), rngs=rngs
-        )
-        self.query = linear(kernel_init=normal(width**-0.5, rngs))
-        self.key = linear(kernel_init=normal(width**-0.5, rngs))
-        self.value = linear(kernel_init=normal(width**-0.5, rngs))
-        self.out = linear(kernel_init=normal((2 * width * depth) ** -0.5, rngs))
+        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = linear(width, width, std=width**-0.5, **settings)
+        self.key = linear(width, width, std=width**-0.5, **settings)
+        self.value = linear(width, width, std=width**-0.5, **settings)
+        self.out = linear(width, width, std=(2 * width * depth) ** -0.5, **settings)
         self.heads = config.num_attention_heads
+        self.precision = computation(dtype)[1]
 
     def __call__(
         self,
@@ -58,11 +75,14 @@ class Attention(nnx.Module):
             for name, project in (("query", self.query), ("key", self.key), ("value", self.value))
         )
         wide = jnp.promote_types(query.dtype, jnp.float32)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+        logits = (
+            jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=self.precision, preferred_element_type=wide)
+            * (width // self.heads) ** -0.5
+        )
         if mask is not None:
             logits = jnp.where(mask, logits, jnp.finfo(wide).min)
         weights = tap("weights", jax.nn.softmax(logits, axis=-1).astype(value.dtype))
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=self.precision).reshape(x.shape)
         return tap("out", self.out(mixed))
 
 
@@ -71,9 +91,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: TowerConfig, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
         width, hidden, depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, bias_init=constant(0.0, rngs), rngs=rngs)
-        self.fc1 = linear(width, hidden, kernel_init=normal((2 * width) ** -0.5, rngs))
-        self.fc2 = linear(hidden, width, kernel_init=normal((2 * width * depth) ** -0.5, rngs))
+        settings = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.fc1 = linear(width, hidden, std=(2 * width) ** -0.5, **settings)
+        self.fc2 = linear(hidden, width, std=(2 * width * depth) ** -0.5, **settings)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(

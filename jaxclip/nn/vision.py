@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from jaxclip.config import VisionConfig
 from jaxclip.nn.initialization import normal
 from jaxclip.nn.positions import interpolate_positions
-from jaxclip.nn.precision import computation, products_at
+from jaxclip.nn.precision import computation, parameter_dtype, products_at
 from jaxclip.nn.tap import Tap, no_tap
-from jaxclip.nn.transformer import Block, layer_norm, run_blocks
+from jaxclip.nn.transformer import Block, layer_norm, linear, run_blocks
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +42,7 @@ class PatchEmbedding(nnx.Module):
         self.kernel = nnx.Param(
             normal(0.02, rngs)(rngs.params(), (patch, patch, config.num_channels, config.hidden_size), param_dtype)
         )
-        self.dtype = dtype
+        self.dtype, self.precision = computation(dtype)
 
     def __call__(
         self, pixels: Float[Array, "batch height width channels"]
@@ -52,7 +52,7 @@ class PatchEmbedding(nnx.Module):
         batch, rows, columns = pixels.shape[0], pixels.shape[1] // patch, pixels.shape[2] // patch
         patches = pixels[:, : rows * patch, : columns * patch].astype(self.dtype)
         patches = patches.reshape(batch, rows, patch, columns, patch, channels)
-        return jnp.einsum("brpcqk,pqkw->brcw", patches, kernel)
+        return jnp.einsum("brpcqk,pqkw->brcw", patches, kernel, precision=self.precision)
 
 
 class VisionTransformer(nnx.Module):
@@ -63,7 +63,7 @@ class VisionTransformer(nnx.Module):
         self.config = config
         self.dtype, self.precision = computation(dtype)
         width, positions = config.hidden_size, config.grid_size**2 + 1
-        settings = {"dtype": self.dtype, "param_dtype": jnp.dtype(param_dtype), "rngs": rngs}
+        settings = {"dtype": dtype, "param_dtype": parameter_dtype(param_dtype), "rngs": rngs}
         self.class_embedding = nnx.Param(normal(width**-0.5, rngs)(rngs.params(), (width,), settings["param_dtype"]))
         self.patch_embedding = PatchEmbedding(config, **settings)
         self.position_embedding = nnx.Param(
@@ -73,7 +73,7 @@ class VisionTransformer(nnx.Module):
         self.blocks = nnx.List([Block(config, **settings) for _ in range(config.num_hidden_layers)])
         self.post_norm = layer_norm(config, **settings)
         self.projection = (
-            nnx.Linear(width, config.projection_dim, use_bias=False, kernel_init=normal(width**-0.5, rngs), **settings)
+            linear(width, config.projection_dim, use_bias=False, std=width**-0.5, **settings)
             if config.projection_dim is not None
             else nnx.data(None)
         )
@@ -98,7 +98,7 @@ class VisionTransformer(nnx.Module):
             x = tap("embeddings", tokens + self._positions(rows, columns))
             x = tap("pre_norm", self.pre_norm(x))
             hidden_states = run_blocks(self.blocks, x, tap=tap, remat=remat)
-            pooled = tap("pooled", tap("post_norm", self.post_norm(hidden_states[-1][:, 0])))
+            pooled = tap("pooled", self.post_norm(hidden_states[-1][:, 0]))
             features = None if self.projection is None else tap("projection", self.projection(pooled))
         return VisionOutput(features, pooled, hidden_states[-1], hidden_states)
 
@@ -111,6 +111,8 @@ class VisionTransformer(nnx.Module):
             return self.projection(self.post_norm(tokens))
 
     def _check(self, pixels: Array, interpolate: bool) -> None:
+        if pixels.ndim != 4:
+            raise ValueError(f"pixels must be of shape (batch, height, width, channels), got {pixels.shape}")
         height, width, channels = pixels.shape[1:]
         size, patch = self.config.image_size, self.config.patch_size
         if channels != self.config.num_channels:

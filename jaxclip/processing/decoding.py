@@ -16,8 +16,8 @@ def open_image(source: str | os.PathLike[str] | bytes, *, exif_rotation: bool = 
     `source` is a path or the file's contents. `exif_rotation` turns the photo as its EXIF orientation asks; the
     reference's image processor ignores EXIF, so it is off unless asked for.
 
-    Raises `ImageError` for a file that is missing, unreadable, no image, truncated or damaged, or larger than
-    Pillow's limit against decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`).
+    Raises `ImageError` for a file that is missing, unreadable, no image, truncated or damaged, or a
+    decompression bomb: of more than twice `PIL.Image.MAX_IMAGE_PIXELS`. Above once that, Pillow warns.
     """
     name = f"an image of {len(source):,} bytes" if isinstance(source, bytes) else f"{os.fspath(source)!r}"
     try:

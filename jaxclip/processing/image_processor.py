@@ -65,6 +65,9 @@ class ImageProcessor:
         for name, value in vars(self).items():
             if name.startswith("do_") and not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, got {value!r}")
+        for name, size in (("size", self.size), ("crop_size", self.crop_size)):
+            if not isinstance(size, Mapping):
+                raise ValueError(f"{name} must be a dict of edges in pixels, got {size!r} (from_hub takes older forms)")
         if self.do_resize and set(self.size) not in _SIZE_FORMS:
             raise ValueError(f"size must have the keys of one of {[sorted(f) for f in _SIZE_FORMS]}, got {self.size}")
         if self.do_center_crop and set(self.crop_size) != {"height", "width"}:
@@ -89,6 +92,8 @@ class ImageProcessor:
         for settings that CLIP's doesn't have.
         """
         nested = config.get("image_processor", config)
+        if not isinstance(nested, Mapping):
+            raise ValueError(f"image_processor must be an object of settings, got {nested!r}")
         kind = nested.get("image_processor_type") or nested.get("feature_extractor_type")
         if kind is not None and kind not in _TYPES:
             raise ValueError(f"the file describes a {kind}, not one of {', '.join(_TYPES)}")
@@ -283,10 +288,12 @@ class ImageProcessor:
         return (pixels - mean) / std
 
 
-def _edges(value: Any, names: tuple[str, ...]) -> dict[str, int]:
+def _edges(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise ValueError(f"a size must be a number, [height, width] or a dict, got {value!r}")
         return dict(zip(("height", "width"), value, strict=True))
     return {name: value for name in names}  # noqa: C420  (pyright sees dict.fromkeys(..., Any) as a dict of None)
 

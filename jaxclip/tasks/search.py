@@ -30,11 +30,12 @@ class SearchResult:
 
 
 def search(clip: Clip, query: str, photos: str | os.PathLike, *, top: int = 10, batch_size: int = 16) -> SearchResult:
-    """Ranks the photos of a folder (and its sub-folders; hidden files aside) by how well they fit a description.
+    """Ranks the photos of a folder (and its sub-folders; hidden files aside), or one file, by how well they fit a
+    description.
 
     Photos are turned as their EXIF orientation says. A file that can't be read is skipped and named in the result;
     ties are in the order of the paths. On a terminal a progress bar shows how far it is. Raises FileNotFoundError when
-    there is no such folder and ValueError when `top` or `batch_size` is not at least 1.
+    there is no such file or folder and ValueError when `top` or `batch_size` is not at least 1.
     """
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
@@ -72,6 +73,8 @@ def _batches(
     rows: list[np.ndarray] = []
     for index, path in enumerate(tqdm(paths, desc="photos", unit="photo", disable=None)):
         try:
+            if not path.is_file() and path.exists():
+                raise ImageError(f"{str(path)!r}: no regular file; leave out pipes, sockets and devices")
             rows.append(clip.image_processor(path, exif_rotation=True)[0])
             batch.append(path)
         except ImageError as error:

@@ -1,3 +1,8 @@
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 from cases import FOLDER, photos
 from PIL import Image
@@ -69,3 +74,24 @@ def test_help(capsys):
     printed = capsys.readouterr().out
     assert "two dogs running across a frosty field" in printed
     assert "--model" in printed
+
+
+def test_odd_names_keep_to_their_line(folder, capsys):
+    for name in ("new\nline.png", os.fsdecode(b"\xff.png"), "Spaß 🐕.png"):
+        shutil.copy(folder / "coffee.png", folder / name)
+    (folder / "bad\r.txt").touch()
+    assert main(["search", "a cat", str(folder), "--model", MODEL]) == 1
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 5
+    for name in (r"new\nline.png", r"\udcff.png", "Spaß 🐕.png"):
+        assert name in printed.out
+    assert printed.err.count("\n") == 1
+
+
+def test_a_closed_pipe_ends_quietly(folder):
+    command = [sys.executable, "-c", "import sys; from jaxclip.cli import main; sys.exit(main(sys.argv[1:]))"]
+    command += ["search", "a cat", str(folder), "--model", MODEL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0

@@ -151,6 +151,15 @@ def test_a_fresh_model_starts_where_the_paper_does():
     assert not model.text.blocks[1].mlp.fc1.bias[...].any()
 
 
+def test_an_abstract_model_may_hold_layers_of_any_kind():
+    class WithDropout(CLIP):
+        def __init__(self, config, *, rngs, **settings):
+            super().__init__(config, rngs=rngs, **settings)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    assert isinstance(jaxclip.load(FOLDER / "whole", model=WithDropout).model.dropout, nnx.Dropout)
+
+
 def test_two_seeds_give_two_models():
     one, other = (CLIP(TINY, rngs=nnx.Rngs(seed)).text.token_embedding.embedding[...] for seed in (0, 1))
     assert jnp.abs(one - other).max() > 0.01

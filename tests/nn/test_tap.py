@@ -17,7 +17,7 @@ def block_names(tower):
 
 NAMES = [
     "text.embeddings", *block_names("text"), "text.final_norm", "text.pooled", "text.projection",
-    "vision.embeddings", "vision.pre_norm", *block_names("vision"), "vision.post_norm", "vision.pooled",
+    "vision.embeddings", "vision.pre_norm", *block_names("vision"), "vision.pooled",
     "vision.projection", "text_features", "image_features", "logits_per_image",
 ]  # fmt: skip
 

@@ -62,3 +62,9 @@ def test_too_long_raises_while_tracing(text):
 
 def test_ids_outside_the_vocabulary_give_nan(text):
     assert jnp.isnan(text(jnp.array([[49, 60, 50]])).features).all()
+
+
+def test_one_without_a_batch_axis_is_named(text):
+    # Unwrapped, because in tests jaxtyping would see the shape first.
+    with pytest.raises(ValueError, match=r"token_ids must be of shape \(batch, tokens\), got \(3,\)"):
+        TextTransformer.__call__.__wrapped__(text, jnp.array([49, 7, 50]))

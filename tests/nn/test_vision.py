@@ -65,3 +65,11 @@ def test_projecting_needs_a_projection():
 def test_channels_are_the_configs():
     vision = VisionTransformer(VisionConfig(**SMALL, num_channels=5), rngs=nnx.Rngs(0))
     assert vision(pixels(1, 12, 12, 5)).features.shape == (1, 8)
+
+
+def test_one_without_a_batch_axis_is_named(vision):
+    # Unwrapped, because in tests jaxtyping would see the shape first.
+    with pytest.raises(
+        ValueError, match=r"pixels must be of shape \(batch, height, width, channels\), got \(12, 12, 3\)"
+    ):
+        VisionTransformer.__call__.__wrapped__(vision, jnp.zeros((12, 12, 3)))

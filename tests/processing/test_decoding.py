@@ -1,5 +1,6 @@
 """Opening image files: the first frame, fully decoded, or an ImageError that names the file and the mend."""
 
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -103,12 +104,17 @@ def test_every_prefix_of_a_file_is_an_image_or_an_image_error():
     assert refused > contents.index(b"IDAT"), "without its pixels no prefix is an image"
 
 
-@pytest.mark.parametrize("limit", [100, 70])
-def test_decompression_bombs(monkeypatch, limit):
+def test_decompression_bombs(monkeypatch):
     """Pillow warns above its limit and raises above twice the limit."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    image = encoded(Image.new("L", (15, 10)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70)
     with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS if you trust it"):
-        open_image(encoded(Image.new("L", (15, 10))))
+        open_image(image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert open_image(image).size == (15, 10)
+    assert [warning.category for warning in caught] == [Image.DecompressionBombWarning]
 
 
 def test_image_error_is_a_value_error():

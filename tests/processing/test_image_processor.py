@@ -360,6 +360,8 @@ def test_the_nested_processor_config():
         ({"processor_class": "CLIPProcessor"}, "read preprocessor_config.json instead"),
         ({"do_pad": True}, "do_pad is not supported"),
         ({"use_square_size": True}, "use_square_size is not supported"),
+        ({"image_processor": None}, "image_processor must be an object of settings, got None"),
+        ({"size": [1, 2, 3]}, r"a size must be a number, \[height, width\] or a dict"),
         ({"size": {"longest_edge": 224}}, "size must have the keys"),
         ({"size": {"min_pixels": 1, "max_pixels": 2}}, "size must have the keys"),
         ({"size": {"shortest_edge": 224, "width": 224}}, "size must have the keys"),

@@ -61,9 +61,10 @@ def test_what_can_not_be_read_is_skipped_and_named(clip, folder):
     (folder / ".hidden.png").write_text("not looked at")
     (folder / "loop").symlink_to(folder)
     Image.new("L", (300_000, 1)).save(folder / "strip.png")  # Would be resized to 6 million × 20 pixels.
+    os.mkfifo(folder / "pipe.png")
     result = jaxclip.search(clip, QUERY, folder, batch_size=2)
     assert len(result.hits) == 5
-    names = ["broken.png", "empty.jpg", "gone.png", "notes.txt", "strip.png"]
+    names = ["broken.png", "empty.jpg", "gone.png", "notes.txt", "pipe.png", "strip.png"]
     assert [path.name for path, _ in result.skipped] == names
     for path, reason in result.skipped:
         assert str(path) in reason
