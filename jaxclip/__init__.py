@@ -8,18 +8,20 @@
     clip.model                                # the Flax NNX module: arrays in, arrays out
 
 `jaxclip.nn` holds the model, `jaxclip.config` what a checkpoint states, `jaxclip.checkpoints` and `jaxclip.processing`
-the files, strings and images.
+the files, strings and images; `jaxclip.similarity` and `jaxclip.losses` compare vectors, and `jaxclip.reference` says
+in float64 NumPy, without JAX, what they compute.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxclip import checkpoints, config, nn, processing
+    from jaxclip import checkpoints, config, losses, nn, processing, reference, similarity
     from jaxclip.checkpoints import CheckpointError
     from jaxclip.clip import Clip, load
     from jaxclip.config import CLIPConfig, TextConfig, VisionConfig
     from jaxclip.processing import ImageError
+    from jaxclip.similarity import cosine_similarity
     from jaxclip.tasks.search import search
 
 __version__ = "0.1.0"
@@ -35,10 +37,14 @@ _EXPORTS = {
     "VisionConfig": "config",
     "checkpoints": "checkpoints",
     "config": "config",
+    "cosine_similarity": "similarity",
     "load": "clip",
+    "losses": "losses",
     "nn": "nn",
     "processing": "processing",
+    "reference": "reference",
     "search": "tasks.search",
+    "similarity": "similarity",
 }
 
 __all__ = [
@@ -50,10 +56,14 @@ __all__ = [
     "VisionConfig",
     "checkpoints",
     "config",
+    "cosine_similarity",
     "load",
+    "losses",
     "nn",
     "processing",
+    "reference",
     "search",
+    "similarity",
 ]
 
 

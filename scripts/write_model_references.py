@@ -270,8 +270,8 @@ def main() -> None:
     torch.set_num_threads(1)  # The order of a sum, and with it its last bit, depends on the number of threads.
     write("openai", CLIPModel(joint({"eos_token_id": 2})))
     write("first_eos", CLIPModel(joint({"hidden_act": "gelu"}, {"hidden_act": "gelu", "layer_norm_eps": 1e-3})))
-    for act in ("gelu_new", "gelu_pytorch_tanh"):
-        write(act, CLIPModel(joint({**TINY_TEXT, "hidden_act": act}, {"num_hidden_layers": 1, "hidden_act": act})))
+    tanh = {"hidden_act": "gelu_new"}
+    write("gelu_new", CLIPModel(joint({**TINY_TEXT, **tanh}, {"num_hidden_layers": 1, **tanh})))
     for width, mlp, dtype in ((64, 192, torch.float16), (80, 176, torch.bfloat16), (88, 190, torch.float16)):
         vision = {"hidden_size": 2 * width, "num_attention_heads": 2, "intermediate_size": mlp, "num_hidden_layers": 1}
         write(f"heads_{width}", CLIPModel(joint(TINY_TEXT, vision)), dtype=dtype)

@@ -13,7 +13,10 @@ PACKAGE = Path(jaxclip.__file__).parent
 # A lower row never imports a higher one.
 ROWS = {
     "config": 0,
+    "reference": 0,
     "nn": 1,
+    "similarity": 1,
+    "losses": 1.5,
     "checkpoints": 2,
     "processing": 2,
     "clip": 4,

@@ -172,8 +172,6 @@ def trap(number, mistake, case, tensor, step_in):
         trap(5, "quick_gelu for gelu", "first_eos", "image_features", activation("gelu", activations.quick_gelu)),
         trap(5, "tanh for gelu", "first_eos", "image_features", activation("gelu", TANH)),
         trap(5, "gelu for tanh", "gelu_new", "vision.last_hidden_state", activation("gelu_new", GELU)),
-        trap(5, "gelu for tanh", "gelu_pytorch_tanh", "vision.last_hidden_state",
-             activation("gelu_pytorch_tanh", GELU)),
         trap(6, "Flax's epsilon", "norms", "text.features", layer_norm(epsilon=1e-6)),
         trap(6, "epsilon not the config's", "first_eos", "vision.features", layer_norm(epsilon=1e-5)),
         trap(6, "fast variance", "norms", "vision.features", layer_norm(use_fast_variance=True)),
