@@ -412,6 +412,8 @@ def test_references_are_small():
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_live_references(case, seed):
     pytest.importorskip("torch")
+    import torchvision_on_cpu  # noqa: F401 (before open_clip)
+
     pytest.importorskip("open_clip")
     from write_loss_references import expected
 
