@@ -1,6 +1,7 @@
 """The model in Flax NNX: arrays in, arrays out; no files, no strings, no global state.
 
-`CLIP` is the joint model, `TextTransformer` and `VisionTransformer` are its towers, each of use alone. All are plain
+`CLIP` is the joint model, `TextTransformer` and `VisionTransformer` are its towers, each of use alone;
+`LearnedMetric` is a Siamese head on any vectors. All are plain
 pytrees of `nnx.Param`s. Make a fresh one with `rngs=flax.nnx.Rngs(seed)`, or without values with `rngs=Abstract()`;
 `jaxclip.load` fills one from a checkpoint.
 
@@ -21,6 +22,7 @@ and of a block `norm1.{scale,bias}`, `attention.{query,key,value,out}.{kernel,bi
 
 from jaxclip.nn.clip import CLIP, CLIPOutput
 from jaxclip.nn.initialization import Abstract
+from jaxclip.nn.metric import LearnedMetric
 from jaxclip.nn.tap import Tap, no_tap, record
 from jaxclip.nn.text import TextOutput, TextTransformer
 from jaxclip.nn.transformer import MLP, Attention, Block
@@ -33,6 +35,7 @@ __all__ = [
     "Attention",
     "Block",
     "CLIPOutput",
+    "LearnedMetric",
     "Tap",
     "TextOutput",
     "TextTransformer",

@@ -8,6 +8,15 @@ What `jaxclip.similarity` and `jaxclip.losses` compute fast, safely and differen
 papers. The tests hold the former to this.
 """
 
+from jaxclip.reference.losses import (
+    clip_loss,
+    cosine_embedding_loss,
+    info_nce,
+    infonce_loss,
+    nt_xent,
+    siglip_loss,
+    triplet_loss,
+)
 from jaxclip.reference.similarity import (
     angular_distance,
     cosine_distance,
@@ -24,14 +33,21 @@ from jaxclip.reference.similarity import (
 
 __all__ = [
     "angular_distance",
+    "clip_loss",
     "cosine_distance",
+    "cosine_embedding_loss",
     "cosine_similarity",
     "covariance",
     "dot_product",
     "euclidean_distance",
+    "info_nce",
+    "infonce_loss",
     "mahalanobis_distance",
     "manhattan_distance",
     "normalize",
+    "nt_xent",
+    "siglip_loss",
     "squared_euclidean_distance",
     "top_k",
+    "triplet_loss",
 ]

@@ -67,8 +67,10 @@ def factor_covariance(covariance: Float[Array, "d d"], *, shrinkage: float = 0.0
     traced = isinstance(covariance, Tracer)
     if traced:
         shrinkage = max(shrinkage, 10 * d * float(info.eps))
-    shrunk, cholesky = _factor(covariance, shrinkage, info.smallest_normal if traced else 0.0)
-    if not traced:
+        return CovarianceFactor(_factor(covariance, shrinkage, info.smallest_normal)[1])
+    # A concrete Σ that a traced function closes over is factored and checked then and there.
+    with jax.ensure_compile_time_eval():
+        shrunk, cholesky = _factor(covariance, shrinkage, 0.0)
         _check(covariance, shrunk, cholesky, shrinkage)
     return CovarianceFactor(cholesky)
 

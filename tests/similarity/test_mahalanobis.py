@@ -162,3 +162,14 @@ def test_what_does_not_fit_raises():
     with pytest.raises(ValueError, match=r"as the covariance is, got \(4, 3\)"):
         similarity.mahalanobis_distance(x, x, jnp.eye(2))
     assert similarity.covariance(data().astype(jnp.bfloat16)).cholesky.dtype == jnp.float32
+
+
+def test_a_concrete_covariance_closed_over_by_a_traced_function():
+    sigma = jnp.array([[2.0, 0.5], [0.5, 1.0]])
+    a, b = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0], [3.0, 3.0]])
+    eager = similarity.mahalanobis_distance(a, b, sigma)
+    compiled = jax.jit(lambda a: similarity.mahalanobis_distance(a, b, sigma))(a)
+    np.testing.assert_allclose(compiled, eager, rtol=1e-6)
+    singular = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match=r"singular|positive definite"):
+        jax.jit(lambda a: similarity.mahalanobis_distance(a, b, singular))(a)
