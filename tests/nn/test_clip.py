@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
-from cases import FOLDER, expected
+from cases import FOLDER
 from flax import nnx
 
 import jaxclip
@@ -24,17 +24,6 @@ TINY = CLIPConfig(
 )  # fmt: skip
 # Eager and compiled programs add in another order: a few float32 ulps of values near 1.
 ULPS = 2e-6
-
-
-@pytest.fixture(scope="module")
-def model():
-    return jaxclip.load(FOLDER / "first_eos").model
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    reference = expected("first_eos")
-    return jnp.asarray(reference["token_ids"]), jnp.asarray(reference["pixels"])
 
 
 def contrastive_loss(model, token_ids, pixels, **options):

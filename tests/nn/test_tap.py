@@ -2,9 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import FOLDER, expected
 
-import jaxclip
 from jaxclip.nn import record
 
 BLOCK = ["norm1", "attention.query", "attention.key", "attention.value", "attention.weights", "attention.out", "norm2"]
@@ -20,17 +18,6 @@ NAMES = [
     "vision.embeddings", "vision.pre_norm", *block_names("vision"), "vision.pooled",
     "vision.projection", "text_features", "image_features", "logits_per_image",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model():
-    return jaxclip.load(FOLDER / "first_eos").model
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    reference = expected("first_eos")
-    return jnp.asarray(reference["token_ids"]), jnp.asarray(reference["pixels"])
 
 
 def test_every_intermediate_has_its_documented_name(model, inputs):
