@@ -8,8 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxclip.nn.activations import ACTIVATIONS
-from jaxclip.nn.initialization import Abstract, constant, normal
-from jaxclip.nn.precision import computation, products_at
+from jaxclip.nn.initialization import Abstract
+from jaxclip.nn.precision import computation, parameter_dtype
+from jaxclip.nn.transformer import linear
 
 
 class LearnedMetric(nnx.Module):
@@ -40,20 +41,19 @@ class LearnedMetric(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.dtype, self.precision = computation(dtype)
-        settings = {"dtype": self.dtype, "param_dtype": jnp.dtype(param_dtype), "rngs": rngs}
-        settings["bias_init"] = constant(0.0, rngs)
+        param_dtype = parameter_dtype(param_dtype)
 
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, kernel_init=normal(inputs**-0.5, rngs), **settings)
+        def layer(inputs: int, outputs: int) -> nnx.Linear:
+            return linear(inputs, outputs, std=inputs**-0.5, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-        self.hidden = nnx.data(None) if hidden_features is None else linear(in_features, hidden_features)
+        self.hidden = nnx.data(None) if hidden_features is None else layer(in_features, hidden_features)
         self.activation = ACTIVATIONS[activation]
-        self.out = linear(hidden_features or in_features, out_features)
+        self.out = layer(hidden_features or in_features, out_features)
         shape = (out_features, out_features)
         self.factor = nnx.Param(
-            jax.ShapeDtypeStruct(shape, jnp.dtype(param_dtype))
+            jax.ShapeDtypeStruct(shape, param_dtype)
             if isinstance(rngs, Abstract)
-            else jnp.eye(*shape, dtype=jnp.dtype(param_dtype))
+            else jnp.eye(*shape, dtype=param_dtype)
         )
 
     def __call__(self, x: Float[Array, "batch in_features"]) -> Float[Array, "batch out_features"]:
@@ -61,10 +61,9 @@ class LearnedMetric(nnx.Module):
         width = (self.out if self.hidden is None else self.hidden).in_features
         if x.shape[-1] != width:
             raise ValueError(f"x must be (batch, {width}), got {x.shape}")
-        with products_at(self.precision):
-            if self.hidden is not None:
-                x = self.activation(self.hidden(x))
-            z = self.out(x) @ self.factor[...].astype(self.dtype)
+        if self.hidden is not None:
+            x = self.activation(self.hidden(x))
+        z = jnp.matmul(self.out(x), self.factor[...].astype(self.dtype), precision=self.precision)
         return z.astype(jnp.promote_types(z.dtype, jnp.float32))
 
     def bilinear_form(self) -> Float[Array, "out_features out_features"]:
