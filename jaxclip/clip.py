@@ -5,9 +5,9 @@ Composes the layers below and adds no mathematics of its own.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ from jaxclip.checkpoints.load import fill_model
 from jaxclip.checkpoints.save import replacing_checkpoint, save_model, write_json
 from jaxclip.checkpoints.tensors import open_tensors
 from jaxclip.config import CLIPConfig, TextConfig
+from jaxclip.encoder import Encoder
 from jaxclip.nn import CLIP
 from jaxclip.processing import TOKENIZER_FILES, ImageLike, ImageProcessor, Tokenizer, is_single_image
+from jaxclip.streaming import EncodedBatch, stream_images, stream_texts
 
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -37,6 +39,7 @@ def load(
     model: Callable[..., CLIP] = CLIP,
     dtype: Any = "float32",
     param_dtype: Any = "float32",
+    devices: Sequence[jax.Device] | None = None,
 ) -> "Clip":
     """Loads a CLIP checkpoint: a local folder, or a Hugging Face Hub id (fetched into, and found in, its cache).
 
@@ -45,6 +48,7 @@ def load(
     - `model`: a subclass of `jaxclip.nn.CLIP`, or any callable with its arguments, to be filled instead
     - `dtype`: the computation's: float32 (always at full precision), tensorfloat32, bfloat16 or float16
     - `param_dtype`: the parameters'; half-precision files are up-cast unless told otherwise
+    - `devices`: what the handle encodes on, each batch split among them; by default all of this process's
 
     Raises `CheckpointError` when files can't be had or are damaged, or when tensors are missing, unexpected or of the
     wrong shape, and ValueError when a tower is asked for that isn't there. What a checkpoint lacks besides (a
@@ -61,7 +65,7 @@ def load(
         open_tensors(weight_files(files)), config, whole, model=model, dtype=dtype, param_dtype=param_dtype
     )
     wanted = (*(TOKENIZER_FILES if config.text else ()), *(IMAGE_PROCESSOR_FILES if config.vision else ()))
-    clip = Clip(filled)
+    clip = Clip(filled, devices=devices)
     clip._origin = _Origin(files, {name: path for name in wanted if (path := files.find(name))}, stored_dtypes)
     return clip
 
@@ -83,15 +87,24 @@ class Clip:
       none, or a damaged one
     - `source`, `revision`: where it was loaded from (for the Hub, the commit), or None
 
-    `Clip(model, tokenizer=..., image_processor=...)` makes a handle of a model of your own. All three can be replaced.
+    - `encoder`: what compiles for few shapes and spreads batches over the devices
+
+    `Clip(model, tokenizer=..., image_processor=...)` makes a handle of a model of your own. Model, tokenizer and image
+    processor can be replaced.
     """
 
     _origin: _Origin | None = None
 
     def __init__(
-        self, model: CLIP, *, tokenizer: Tokenizer | None = None, image_processor: ImageProcessor | None = None
+        self,
+        model: CLIP,
+        *,
+        tokenizer: Tokenizer | None = None,
+        image_processor: ImageProcessor | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
         self.model = model
+        self.encoder = Encoder(devices)
         self._own: dict[str, Any] = {"tokenizer": tokenizer, "image_processor": image_processor}
 
     def __repr__(self) -> str:
@@ -166,14 +179,13 @@ class Clip:
         features, transformers' `get_text_features`. Raises ValueError for token ids without EOS or outside the
         vocabulary.
         """
-        text = self.model.tower("text").config
+        one = isinstance(texts, str)
         if isinstance(texts, np.ndarray | jax.Array):
             one, token_ids = texts.ndim == 1, np.atleast_2d(np.asarray(texts))
         else:
-            one, listed = isinstance(texts, str), [texts] if isinstance(texts, str) else list(texts)
-            token_ids = self.tokenizer(listed) if listed else np.zeros((0, 1), np.int32)
-        _check_token_ids(token_ids, text, self._eos_token_id())
-        features = _encode_text(self.model, jnp.asarray(token_ids), normalize=normalize)
+            token_ids = self.tokenizer([texts] if one else list(texts))
+        _check_token_ids(token_ids, self.model.tower("text").config, self._eos_token_id())
+        features = self.encoder.texts(self.model, token_ids, normalize=normalize).array()
         return features[0] if one else features
 
     def encode_image(
@@ -182,13 +194,18 @@ class Clip:
         """Images in the joint space: (projection,) for one, (n, projection) for many; float32, unit length.
 
         An image is a path, a PIL image or an array (height, width, 3) of uint8; `clip.image_processor` has more ways.
-        `normalize=False` gives the raw features, transformers' `get_image_features`. All images are decoded and go
-        through the model at once: pass a large collection in pieces. Raises ImageError naming the file or the index of
-        what can't be decoded.
+        `normalize=False` gives the raw features, transformers' `get_image_features`. Raises ImageError naming the file
+        or the index of the first that can't be decoded; `stream_images` goes on with the others.
         """
-        self.model.tower("vision")  # Says so where there is none, before any file is read.
-        features = self.encode_pixels(self.image_processor(images), normalize=normalize)
-        return features[0] if is_single_image(images) else features
+        if is_single_image(images):
+            self.model.tower("vision")  # Says so where there is none, before any file is read.
+            return self.encode_pixels(self.image_processor(images), normalize=normalize)[0]
+        vectors = []
+        for batch in self.stream_images(images, normalize=normalize):
+            if batch.errors:
+                raise batch.errors[0].error
+            vectors.append(batch.vectors)
+        return jnp.asarray(np.concatenate(vectors)) if vectors else self.encode_pixels(self.image_processor([]))
 
     def encode_pixels(
         self,
@@ -196,8 +213,44 @@ class Clip:
         *,
         normalize: bool = True,
     ) -> Float[Array, "n projection"]:
-        """As `encode_image`, of what `clip.image_processor` made: compiled once for each shape."""
-        return _encode_image(self.model, jnp.asarray(pixels), normalize=normalize)
+        """As `encode_image`, of what `clip.image_processor` made."""
+        return self.encoder.images(self.model, np.asarray(pixels), normalize=normalize).array()
+
+    def stream_texts(
+        self, texts: Iterable[str], *, normalize: bool = True, batch_size: int | None = None
+    ) -> Iterator[EncodedBatch]:
+        """Any number of strings in constant memory: batches in order, with the vectors that `encode_text` gives.
+
+        A batch stands for `batch_size` inputs (by default what suits the devices). Some batches are read ahead and
+        sorted by length, which spares most of the padding. What is no string is found in its batch's `errors`.
+        """
+        tokenizer, size = self.tokenizer, self.encoder.batch_size("text", batch_size)
+        return stream_texts(self.encoder, self.model, tokenizer, texts, normalize=normalize, batch_size=size)
+
+    def stream_images(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        exif_rotation: bool = False,
+    ) -> Iterator[EncodedBatch]:
+        """Any number of images in constant memory: batches in order, with the vectors that `encode_image` gives.
+
+        A batch stands for `batch_size` inputs (by default what suits the devices). Threads decode and resize ahead of
+        the model, two batches at most. An image that can't be read is found in its batch's `errors` and stops nothing.
+        `exif_rotation` turns photos as their cameras recorded, which the reference doesn't do.
+        """
+        processor, size = self.image_processor, self.encoder.batch_size("image", batch_size)
+        return stream_images(
+            self.encoder,
+            self.model,
+            processor,
+            images,
+            normalize=normalize,
+            batch_size=size,
+            exif_rotation=exif_rotation,
+        )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a Hugging Face checkpoint that transformers loads unchanged: config, weights, tokenizer and
@@ -235,18 +288,6 @@ class Clip:
             return text.eos_token_id
         has_tokenizer = self._own["tokenizer"] or (self._origin and set(TOKENIZER_FILES) & self._origin.found.keys())
         return self.tokenizer.eos_token_id if has_tokenizer else None
-
-
-@partial(jax.jit, static_argnames="normalize")
-def _encode_text(model: CLIP, token_ids: Int[Array, "n tokens"], *, normalize: bool) -> Float[Array, "n projection"]:
-    return model.encode_text(token_ids, normalize=normalize)
-
-
-@partial(jax.jit, static_argnames="normalize")
-def _encode_image(
-    model: CLIP, pixels: Float[Array, "n height width channels"], *, normalize: bool
-) -> Float[Array, "n projection"]:
-    return model.encode_image(pixels, normalize=normalize)
 
 
 def _check_token_ids(token_ids: np.ndarray, text: TextConfig, eos_token_id: int | None) -> None:

@@ -12,13 +12,18 @@ import jaxclip
 PACKAGE = Path(jaxclip.__file__).parent
 # A lower row never imports a higher one.
 ROWS = {
+    "compilation_cache": 0,
     "config": 0,
     "reference": 0,
     "nn": 1,
+    "plotting": 1,
     "similarity": 1,
     "losses": 1.5,
     "checkpoints": 2,
     "processing": 2,
+    "batching": 3,
+    "encoder": 3.2,
+    "streaming": 3.4,
     "clip": 4,
     "tasks": 5,
     "cli": 6,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,7 +14,7 @@ from jaxclip.config import TextConfig
 from jaxclip.nn.initialization import normal
 from jaxclip.nn.precision import computation, parameter_dtype, products_at
 from jaxclip.nn.tap import Tap, no_tap
-from jaxclip.nn.transformer import Block, layer_norm, linear, run_blocks
+from jaxclip.nn.transformer import Block, last_state_at, layer_norm, linear, run_blocks, token_at
 
 
 @jax.tree_util.register_dataclass
@@ -82,11 +83,18 @@ class TextTransformer(nnx.Module):
                 mask = mask & attention_mask.astype(bool)[:, None, None, :]
             hidden_states = run_blocks(self.blocks, x, mask, tap=tap, remat=remat)
             last = tap("final_norm", self.final_norm(hidden_states[-1]))
-            pooled = tap("pooled", jnp.take_along_axis(last, self._pooled_position(token_ids)[:, None, None], 1)[:, 0])
+            position = self.pooled_position(token_ids)
+            if tap is no_tap:
+                pooled = self.final_norm(last_state_at(position, self.blocks, hidden_states, mask, remat=remat))
+            else:
+                pooled = tap("pooled", token_at(position, last))
             features = None if self.projection is None else tap("projection", self.projection(pooled))
         return TextOutput(features, pooled, last, hidden_states)
 
-    def _pooled_position(self, token_ids: Int[Array, "batch tokens"]) -> Int[Array, " batch"]:
+    def pooled_position(
+        self, token_ids: Int[Array, "batch tokens"] | Int[np.ndarray, "batch tokens"]
+    ) -> Int[Array, " batch"] | Int[np.ndarray, " batch"]:
+        """The token that stands for each text (`TextConfig.pooling`)."""
         if self.config.pooling == "largest_id":
             return token_ids.argmax(axis=1)
         return (token_ids == self.config.eos_token_id).argmax(axis=1)

@@ -1,12 +1,13 @@
 """The pre-norm transformer block that both towers are made of (CLIP paper, sections 2.4 and 2.5)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxclip.config import TowerConfig
 from jaxclip.nn.activations import ACTIVATIONS
@@ -64,15 +65,22 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens width"],
-        mask: Bool[Array, "#batch 1 tokens tokens"] | None = None,
+        mask: Bool[Array, "#batch 1 #queries tokens"] | None = None,
         *,
+        queries: Float[Array, "batch queries width"] | None = None,
         tap: Tap = no_tap,
-    ) -> Float[Array, "batch tokens width"]:
-        """`mask` is True where a query (second last axis) may look at a key (last axis)."""
-        batch, tokens, width = x.shape
+    ) -> Float[Array, "batch queries width"]:
+        """`queries` are the tokens that look at those of `x`: by default all of `x` themselves. `mask` is True where a
+        query (second last axis) may look at a key (last axis)."""
+        looking = x if queries is None else queries
+        width = x.shape[-1]
         query, key, value = (
-            tap(name, project(x)).reshape(batch, tokens, self.heads, width // self.heads)
-            for name, project in (("query", self.query), ("key", self.key), ("value", self.value))
+            tap(name, project(tokens)).reshape(*tokens.shape[:2], self.heads, width // self.heads)
+            for name, project, tokens in (
+                ("query", self.query, looking),
+                ("key", self.key, x),
+                ("value", self.value, x),
+            )
         )
         wide = jnp.promote_types(query.dtype, jnp.float32)
         logits = (
@@ -82,7 +90,7 @@ class Attention(nnx.Module):
         if mask is not None:
             logits = jnp.where(mask, logits, jnp.finfo(wide).min)
         weights = tap("weights", jax.nn.softmax(logits, axis=-1).astype(value.dtype))
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=self.precision).reshape(x.shape)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=self.precision).reshape(looking.shape)
         return tap("out", self.out(mixed))
 
 
@@ -124,6 +132,21 @@ class Block(nnx.Module):
         x = x + self.attention(tap("norm1", self.norm1(x)), mask, tap=scoped(tap, "attention"))
         return x + self.mlp(tap("norm2", self.norm2(x)), tap=scoped(tap, "mlp"))
 
+    def at(
+        self,
+        position: Int[Array, " batch"] | int,
+        x: Float[Array, "batch tokens width"],
+        mask: Bool[Array, "#batch 1 tokens tokens"] | None = None,
+    ) -> Float[Array, "batch width"]:
+        """What the block's output has at one position of each sequence, computed there alone: the other tokens are
+        needed for their keys and values only."""
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
+            mask = _kept_at(position, mask[:, 0])[:, None]
+        normed = self.norm1(x)
+        here = _kept_at(position, x) + self.attention(normed, mask, queries=_kept_at(position, normed))
+        return (here + self.mlp(self.norm2(here)))[:, 0]
+
 
 def run_blocks(
     blocks: Iterable[Callable[..., Array]],
@@ -148,3 +171,52 @@ def run_blocks(
             x = tap(f"blocks.{index}", block(x, mask, tap=scoped(tap, f"blocks.{index}")))
         hidden_states.append(x)
     return tuple(hidden_states)
+
+
+def last_state_at(
+    position: Int[Array, " batch"] | int,
+    blocks: Sequence[Callable[..., Array]],
+    hidden_states: Sequence[Float[Array, "batch tokens width"]],
+    mask: Bool[Array, "#batch 1 tokens tokens"] | None = None,
+    *,
+    remat: bool = False,
+) -> Float[Array, "batch width"]:
+    """The last hidden state at one position of each sequence, after `run_blocks` with the same arguments and no tap.
+
+    Computed anew, at that position alone, from what enters the last block: whoever uses nothing else of the last hidden
+    state has nearly all of the last block removed by `jax.jit`, which drops what nobody reads but doesn't find by
+    itself that only one row is read. A block that isn't made of the parts of this file may mix tokens where they don't,
+    so there the row is taken from the hidden state.
+    """
+    if len(hidden_states) < 2 or not _mixes_tokens_in_attention_alone(blocks[-1]):
+        return token_at(position, hidden_states[-1])
+    # The position is static where it is an int, which an argument of jax.checkpoint would not be.
+    at = partial(Block.at, position=position, mask=mask)
+    if remat:
+        return jax.checkpoint(lambda block, x: at(block, x=x))(blocks[-1], hidden_states[-2])
+    return at(blocks[-1], x=hidden_states[-2])
+
+
+def token_at(
+    position: Int[Array, " batch"] | int, x: Float[Array, "batch tokens width"]
+) -> Float[Array, "batch width"]:
+    """One token of each sequence."""
+    return _kept_at(position, x)[:, 0]
+
+
+def _mixes_tokens_in_attention_alone(block: Any) -> bool:
+    """Whether the block and its parts are exactly those of this file: a subclass may compute something else."""
+    return (
+        type(block) is Block
+        and type(block.attention) is Attention
+        and type(block.norm2) is nnx.LayerNorm
+        and type(block.mlp) is MLP
+    )
+
+
+def _kept_at(
+    position: Int[Array, " batch"] | int, x: Shaped[Array, "batch tokens *rest"]
+) -> Shaped[Array, "batch 1 *rest"]:
+    if isinstance(position, int):
+        return x[:, position : position + 1]
+    return jnp.take_along_axis(x, position.reshape(-1, *[1] * (x.ndim - 1)), axis=1)

@@ -13,7 +13,7 @@ from jaxclip.nn.initialization import normal
 from jaxclip.nn.positions import interpolate_positions
 from jaxclip.nn.precision import computation, parameter_dtype, products_at
 from jaxclip.nn.tap import Tap, no_tap
-from jaxclip.nn.transformer import Block, layer_norm, linear, run_blocks
+from jaxclip.nn.transformer import Block, last_state_at, layer_norm, linear, run_blocks, token_at
 
 
 @jax.tree_util.register_dataclass
@@ -98,7 +98,11 @@ class VisionTransformer(nnx.Module):
             x = tap("embeddings", tokens + self._positions(rows, columns))
             x = tap("pre_norm", self.pre_norm(x))
             hidden_states = run_blocks(self.blocks, x, tap=tap, remat=remat)
-            pooled = tap("pooled", self.post_norm(hidden_states[-1][:, 0]))
+            if tap is no_tap:
+                class_token = last_state_at(0, self.blocks, hidden_states, remat=remat)
+            else:
+                class_token = token_at(0, hidden_states[-1])
+            pooled = tap("pooled", self.post_norm(class_token))
             features = None if self.projection is None else tap("projection", self.projection(pooled))
         return VisionOutput(features, pooled, hidden_states[-1], hidden_states)
 
