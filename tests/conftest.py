@@ -4,7 +4,8 @@ import pytest
 # Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test. (jaxclip.config
 # has no arrays, and its own checks of bad values are under test.)
 jaxtyping.install_import_hook(
-    [f"jaxclip.{name}" for name in ("nn", "checkpoints", "processing", "clip", "tasks", "cli")], "beartype.beartype"
+    [f"jaxclip.{name}" for name in ("nn", "checkpoints", "processing", "batching", "encoder", "streaming", "clip", "tasks", "cli", "losses")],
+    "beartype.beartype",
 )
 
 

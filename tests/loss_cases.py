@@ -1,7 +1,7 @@
 """What the losses are compared on with their references, committed and live, and how far apart two results are."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -51,10 +51,14 @@ def inputs(seed: int, n: int, width: int) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _info_nce(queries, keys, temperature):
+    return losses.info_nce(queries, keys, temperature=temperature)
+
+
 # Name of the case → our function and its arguments, those of `inputs`.
 CASES: dict[str, tuple[Callable, tuple[str, ...]]] = {
-    "info_nce": (lambda a, b, t: losses.info_nce(a, b, temperature=t), ("a", "b", "temperature")),
-    "info_nce_cold": (lambda a, b, t: losses.info_nce(a, b, temperature=t), ("a", "b", "cold")),
+    "info_nce": (_info_nce, ("a", "b", "temperature")),
+    "info_nce_cold": (_info_nce, ("a", "b", "cold")),
     "info_nce_shared": (losses.info_nce, ("a", "b", "shared", "temperature")),
     "info_nce_own": (losses.info_nce, ("a", "b", "own", "temperature")),
     "nt_xent": (losses.nt_xent, ("a", "temperature")),
@@ -73,17 +77,22 @@ CASES: dict[str, tuple[Callable, tuple[str, ...]]] = {
 }
 
 
-def differentiated(case: str, arrays: dict[str, np.ndarray]) -> list[int]:
+def differentiated(case: str, arrays: dict[str, np.ndarray]) -> tuple[int, ...]:
     """Which arguments have a gradient: all that are floats, except targets."""
-    return [i for i, name in enumerate(CASES[case][1]) if name != "targets" and arrays[name].dtype.kind == "f"]
+    return tuple(i for i, name in enumerate(CASES[case][1]) if name != "targets" and arrays[name].dtype.kind == "f")
+
+
+@cache
+def compiled(function: Callable, which: tuple[int, ...], quickly: bool = False) -> Callable:
+    """The value and the gradients, compiled once for all cases of one function."""
+    return (jit if quickly else jax.jit)(jax.value_and_grad(function, argnums=which))
 
 
 def results(case: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our value, and the gradient by the name of each argument."""
     function, names = CASES[case]
     which = differentiated(case, arrays)
-    arguments = [jnp.asarray(arrays[name]) for name in names]
-    value, gradients = jax.jit(jax.value_and_grad(function, argnums=which))(*arguments)
+    value, gradients = compiled(function, which)(*(arrays[name] for name in names))
     return {"value": value, **{names[i]: gradient for i, gradient in zip(which, gradients, strict=True)}}
 
 
@@ -122,3 +131,38 @@ def committed(case: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     with np.load(FILE) as file:
         arrays = {name.removeprefix("inputs/"): file[name] for name in file.files if name.startswith("inputs/")}
         return arrays, {n.removeprefix(f"{case}/"): file[n] for n in file.files if n.startswith(f"{case}/")}
+
+
+# What all losses have in common is tested on these.
+ROWS = inputs(seed=3, n=8, width=6)
+ALL = np.ones(8, bool)
+MASK = ALL & (np.arange(8) // 2 != 1)
+SHARED = jnp.asarray(ROWS["shared"])
+QUEUE = jit(lambda keys: losses.KeyQueue.empty(9, 6).enqueue(keys))(SHARED)
+# Name → our loss, taking `mask` and `reduction` too, and which of `ROWS` it is of: those have a row a query.
+LOSSES = {
+    "info_nce": (partial(losses.info_nce, temperature=0.2), ("a", "b")),
+    "info_nce_shared": (lambda a, b, **o: losses.info_nce(a, b, SHARED, 0.2, **o), ("a", "b")),
+    "info_nce_own": (partial(losses.info_nce, temperature=0.2), ("a", "b", "own")),
+    "moco": (lambda a, b, **o: losses.moco_loss(a, b, QUEUE, 0.2, **o), ("a", "b")),
+    "nt_xent": (partial(losses.nt_xent, temperature=0.2), ("a",)),
+    "nt_xent_labels": (lambda a, labels, **o: losses.nt_xent(a, 0.2, labels, **o), ("a", "labels")),
+    "clip": (lambda a, b, **o: losses.clip_loss(a, b, 2.3, **o), ("a", "b")),
+    "clip_targets": (lambda a, b, t, **o: losses.clip_loss(a, b, 2.3, t, **o), ("a", "b", "marks")),
+    "siglip": (lambda a, b, **o: losses.siglip_loss(a, b, 2.3, -3.0, **o), ("a", "b")),
+    "cosine_embedding": (losses.cosine_embedding_loss, ("a", "b", "signs")),
+    "triplet": (losses.triplet_loss, ("a", "b", "c")),
+}
+CHUNKED = ("info_nce", "info_nce_shared", "moco", "nt_xent", "nt_xent_labels", "clip", "clip_targets", "siglip")
+
+
+def arguments(name, arrays=ROWS):
+    return [arrays[argument] for argument in LOSSES[name][1]]
+
+
+def vectors(name):
+    return [i for i, argument in enumerate(LOSSES[name][1]) if argument in ("a", "b", "c", "own")]
+
+
+def flat(gradients) -> np.ndarray:
+    return np.concatenate([np.ravel(gradient) for gradient in gradients])

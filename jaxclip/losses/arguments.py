@@ -39,6 +39,20 @@ def unit_vectors(
     return normalize(float_vectors(name, vectors, shape, mask))
 
 
+def float_rows(mask: Any, **vectors: Any) -> tuple[Bool[Array, " n"] | None, list[Float[Array, "n width"]]]:
+    """The mask of the rows, and the named `float_vectors`, which are of one shape: row i of each belongs together."""
+    mask = marks("mask", mask, jnp.shape(next(iter(vectors.values())))[:1])
+    rows = {name: float_vectors(name, given, "n, width", mask) for name, given in vectors.items()}
+    same_shape(**rows)
+    return mask, list(rows.values())
+
+
+def unit_rows(mask: Any, **vectors: Any) -> tuple[Bool[Array, " n"] | None, list[Float[Array, "n width"]]]:
+    """`float_rows` in unit length (a zero vector stays one)."""
+    mask, rows = float_rows(mask, **vectors)
+    return mask, [normalize(row) for row in rows]
+
+
 def same_shape(**arrays: Array) -> None:
     """Raises ValueError, naming them, unless all have one shape."""
     if len({array.shape for array in arrays.values()}) > 1:

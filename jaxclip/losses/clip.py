@@ -46,7 +46,8 @@ def clip_loss(
       text i's loss, and so needs as many texts as images
     - `chunk_size`, `axis_name`, `collective`: as in `jaxclip.losses.streaming`. Inside `jax.shard_map` the batch is all
       devices' along `axis_name`, and so are mean and sum; `targets` then has this device's images and all
-      devices' texts, (n, devices · m).
+      devices' texts, (n, devices · m), and every device gathers all texts to go with it, in the ring form too: its
+      memory then does grow with the number of devices.
 
     Raises TypeError and ValueError for dtypes, shapes and settings that don't fit, while tracing. CLIP: arXiv
     2103.00020, figure 3; soft targets as `torch.nn.functional.cross_entropy` takes them.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from jaxclip.losses.arguments import marks, same_shape, same_width, temperature_scale, unit_vectors
+from jaxclip.losses.arguments import marks, same_width, temperature_scale, unit_rows, unit_vectors
 from jaxclip.losses.reductions import Reduction, reduce
 from jaxclip.losses.streaming import AxisName, Collective, global_indices, row_log_sum_exp
 
@@ -39,9 +39,7 @@ def info_nce(
     Raises TypeError and ValueError for dtypes, shapes and settings that don't fit, while tracing. InfoNCE: arXiv
     1807.03748, equation 4; with cosine and temperature: arXiv 1911.05722, equation 1.
     """
-    mask = marks("mask", mask, jnp.shape(queries)[:1])
-    queries, keys = unit_vectors("queries", queries, "n, width", mask), unit_vectors("keys", keys, "n, width", mask)
-    same_shape(queries=queries, keys=keys)
+    mask, (queries, keys) = unit_rows(mask, queries=queries, keys=keys)
     scale = temperature_scale(temperature, queries.dtype)
     positives = scale * jnp.sum(queries * keys, axis=1)
     if negatives is None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from jaxclip.losses.arguments import integers, marks, temperature_scale, unit_vectors
+from jaxclip.losses.arguments import integers, temperature_scale, unit_rows
 from jaxclip.losses.reductions import Reduction, reduce
 from jaxclip.losses.streaming import (
     AxisName,
@@ -48,8 +48,7 @@ def nt_xent(
 
     Raises TypeError and ValueError for dtypes, shapes and settings that don't fit, while tracing.
     """
-    mask = marks("mask", mask, jnp.shape(features)[:1])
-    z = unit_vectors("features", features, "n, width", mask)
+    mask, (z,) = unit_rows(mask, features=features)
     scale = temperature_scale(temperature, z.dtype)
     settings = {"chunk_size": chunk_size, "axis_name": axis_name, "collective": collective}
     if labels is None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from jaxclip.losses.arguments import float_vectors, integers, marks, same_shape, scalar, unit_vectors
+from jaxclip.losses.arguments import float_rows, integers, scalar, unit_rows
 from jaxclip.losses.reductions import Reduction, reduce
 from jaxclip.losses.streaming import AxisName
 from jaxclip.similarity import cosine_distance
@@ -39,9 +39,7 @@ def cosine_embedding_loss(
     Raises TypeError and ValueError for dtypes, shapes and settings that don't fit, while tracing. As
     `torch.nn.CosineEmbeddingLoss`.
     """
-    mask = marks("mask", mask, jnp.shape(a)[:1])
-    a, b = unit_vectors("a", a, "n, width", mask), unit_vectors("b", b, "n, width", mask)
-    same_shape(a=a, b=b)
+    mask, (a, b) = unit_rows(mask, a=a, b=b)
     labels = integers("labels", labels, a.shape[:1])
     known = (jnp.abs(labels) == 1) if mask is None else (jnp.abs(labels) == 1) | ~mask
     checkify.debug_check(jnp.all(known), "labels must be 1 or -1")
@@ -78,10 +76,6 @@ def triplet_loss(
 
     Raises TypeError and ValueError for dtypes, shapes and settings that don't fit, while tracing.
     """
-    mask = marks("mask", mask, jnp.shape(anchor)[:1])
-    triplet = {"anchor": anchor, "positive": positive, "negative": negative}
-    triplet = {name: float_vectors(name, vectors, "n, width", mask) for name, vectors in triplet.items()}
-    same_shape(**triplet)
-    near = metric(triplet["anchor"], triplet["positive"], paired=True)
-    far = metric(triplet["anchor"], triplet["negative"], paired=True)
+    mask, (anchor, positive, negative) = float_rows(mask, anchor=anchor, positive=positive, negative=negative)
+    near, far = metric(anchor, positive, paired=True), metric(anchor, negative, paired=True)
     return reduce(jax.nn.relu(near - far + scalar("margin", margin, near.dtype)), mask, reduction, axis_name)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from jaxclip.losses.arguments import marks, same_shape, scalar, unit_vectors
+from jaxclip.losses.arguments import scalar, unit_rows
 from jaxclip.losses.reductions import Reduction, reduce
 from jaxclip.losses.streaming import AxisName, Collective, global_indices, row_softplus_sum
 
@@ -37,10 +37,7 @@ def siglip_loss(
     Raises TypeError and ValueError for dtypes, shapes and settings that don't fit, while tracing. SigLIP: arXiv
     2303.15343, algorithm 1.
     """
-    mask = marks("mask", mask, jnp.shape(image_features)[:1])
-    images = unit_vectors("image_features", image_features, "n, width", mask)
-    texts = unit_vectors("text_features", text_features, "n, width", mask)
-    same_shape(image_features=images, text_features=texts)
+    mask, (images, texts) = unit_rows(mask, image_features=image_features, text_features=text_features)
     scale = jnp.exp(scalar("logit_scale", logit_scale, images.dtype))
     bias = scalar("logit_bias", logit_bias, images.dtype)
     positives = jax.nn.softplus(-(scale * jnp.sum(images * texts, axis=1) + bias))

@@ -109,7 +109,48 @@ def on_devices():
         },
         "memory in chunks": [device_memory(devices, "ring", 16) for devices in (2, 8)],
         "global_indices": np.asarray(indices()).tolist(),
+        "losses": every_loss(),
     }
+
+
+def every_loss():
+    """Name and form → the value and the gradients of a loss of `ROWS`, two a device."""
+    # Not above: it starts JAX, which `jax.distributed` wants to do itself.
+    from loss_cases import CHUNKED, LOSSES, MASK, ROWS, flat, vectors
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    arrays = {name: rows for name, rows in ROWS.items() if rows.shape[:1] == MASK.shape}
+    gather, ring = {"collective": "gather"}, {"collective": "ring", "chunk_size": 1}
+    inside = {f"{name}, gather": (name, gather if name in CHUNKED and name != "moco" else {}) for name in LOSSES}
+    inside |= {f"{name}, ring": (name, ring) for name in ("clip_targets", "nt_xent_labels")}
+
+    def gradients_inside(arrays, mask):
+        found = {}
+        for form, (name, options) in inside.items():
+            loss, names = LOSSES[name]
+            loss = functools.partial(loss, mask=mask, axis_name="data", **options)
+            found[form] = jax.value_and_grad(loss, vectors(name))(*(arrays[argument] for argument in names))
+        return found
+
+    specs = {form: (P(), tuple(P("data") for _ in vectors(name))) for form, (name, _) in inside.items()}
+    found = jax.jit(jax.shard_map(gradients_inside, mesh=mesh, in_specs=P("data"), out_specs=specs))(arrays, MASK)
+
+    def gradients_outside(arrays, mask):
+        def of_clip(options, a, b, mask):
+            return LOSSES["clip"][0](a, b, mask=mask, axis_name="data", **options)
+
+        sharded = {
+            f"clip, {options['collective']} outside": jax.shard_map(
+                functools.partial(of_clip, options), mesh=mesh, in_specs=P("data"), out_specs=P()
+            )
+            for options in (gather, ring)
+        }
+        return {
+            form: jax.value_and_grad(loss, (0, 1))(arrays["a"], arrays["b"], mask) for form, loss in sharded.items()
+        }
+
+    found |= jax.jit(gradients_outside)(arrays, MASK)
+    return {form: (float(value), flat(gradients).tolist()) for form, (value, gradients) in found.items()}
 
 
 def device_memory(devices, collective, chunk_size, own=128):
