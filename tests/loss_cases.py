@@ -153,7 +153,17 @@ LOSSES = {
     "cosine_embedding": (losses.cosine_embedding_loss, ("a", "b", "signs")),
     "triplet": (losses.triplet_loss, ("a", "b", "c")),
 }
-CHUNKED = ("info_nce", "info_nce_shared", "moco", "nt_xent", "nt_xent_labels", "clip", "clip_targets", "siglip")
+CHUNKED = (
+    "info_nce",
+    "info_nce_shared",
+    "info_nce_own",
+    "moco",
+    "nt_xent",
+    "nt_xent_labels",
+    "clip",
+    "clip_targets",
+    "siglip",
+)
 
 
 def arguments(name, arrays=ROWS):

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental import checkify
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxclip.similarity import normalize
 
@@ -79,7 +79,7 @@ def marks(name: str, mask: Any, shape: tuple[int, ...]) -> Bool[Array, "..."] | 
     return mask
 
 
-def integers(name: str, values: Any, shape: tuple[int, ...]) -> Int[Array, "..."]:
+def integers(name: str, values: Any, shape: tuple[int, ...]) -> Integer[Array, "..."]:
     """The integers `name`. Raises TypeError unless that is what they are, ValueError for another shape."""
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.integer):

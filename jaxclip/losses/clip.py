@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import checkify
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, Integer, ScalarLike
 
 from jaxclip.losses.arguments import check_finite, marks, same_shape, same_width, scalar, unit_vectors
 from jaxclip.losses.reductions import Reduction, check_reduction, reduce
@@ -17,7 +17,7 @@ def clip_loss(
     image_features: Float[Array, "n width"],
     text_features: Float[Array, "m width"],
     logit_scale: ScalarLike,
-    targets: Float[Array, "n texts"] | Int[Array, "n texts"] | Bool[Array, "n texts"] | None = None,
+    targets: Float[Array, "n texts"] | Integer[Array, "n texts"] | Bool[Array, "n texts"] | None = None,
     *,
     mask: Bool[Array, " n"] | None = None,
     text_mask: Bool[Array, " m"] | None = None,

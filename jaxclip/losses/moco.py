@@ -127,8 +127,8 @@ def momentum_update(key_encoder: Parameters, query_encoder: Parameters, momentum
             raise TypeError(f"{name}: expected one dtype, got {jnp.result_type(key)} and {jnp.result_type(query)}")
         if not jnp.issubdtype(jnp.result_type(key), jnp.floating):
             return query
-        wide = jnp.promote_types(key.dtype, jnp.float32)
+        wide = jnp.promote_types(jnp.result_type(key), jnp.float32)
         share = jnp.asarray(momentum, wide)
-        return (share * key.astype(wide) + (1 - share) * query.astype(wide)).astype(key.dtype)
+        return (share * jnp.asarray(key, wide) + (1 - share) * jnp.asarray(query, wide)).astype(jnp.result_type(key))
 
     return jax.tree_util.tree_map_with_path(moved, key_encoder, query_encoder)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, Integer, ScalarLike
 
 from jaxclip.losses.arguments import integers, temperature_scale, unit_rows
 from jaxclip.losses.reductions import Reduction, reduce
@@ -21,7 +21,7 @@ from jaxclip.losses.streaming import (
 def nt_xent(
     features: Float[Array, "n width"],
     temperature: ScalarLike = 0.07,
-    labels: Int[Array, " n"] | None = None,
+    labels: Integer[Array, " n"] | None = None,
     *,
     mask: Bool[Array, " n"] | None = None,
     reduction: Reduction = "mean",
@@ -92,7 +92,7 @@ def _of_classes(z, labels, scale, mask, settings):
 
 
 def _class_sums(
-    rows: Float[Array, "n columns"], labels: Int[Array, " n"], axis_name: AxisName | None, collective: Collective
+    rows: Float[Array, "n columns"], labels: Integer[Array, " n"], axis_name: AxisName | None, collective: Collective
 ) -> Float[Array, "n columns"]:
     """For each row the sum of all rows of its label, its own among them, in memory O(n · columns)."""
 

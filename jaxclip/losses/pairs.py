@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, Integer, ScalarLike
 
 from jaxclip.losses.arguments import float_rows, integers, scalar, unit_rows
 from jaxclip.losses.reductions import Reduction, reduce
@@ -19,7 +19,7 @@ PairedMetric = Callable[..., Array]
 def cosine_embedding_loss(
     a: Float[Array, "n width"],
     b: Float[Array, "n width"],
-    labels: Int[Array, " n"],
+    labels: Integer[Array, " n"],
     margin: ScalarLike = 0.0,
     *,
     mask: Bool[Array, " n"] | None = None,
@@ -40,7 +40,8 @@ def cosine_embedding_loss(
     `torch.nn.CosineEmbeddingLoss`.
     """
     mask, (a, b) = unit_rows(mask, a=a, b=b)
-    labels = integers("labels", labels, a.shape[:1])
+    # Signed: compared with an unsigned integer, -1 would be its largest.
+    labels = integers("labels", labels, a.shape[:1]).astype(jnp.int32)
     known = (jnp.abs(labels) == 1) if mask is None else (jnp.abs(labels) == 1) | ~mask
     checkify.debug_check(jnp.all(known), "labels must be 1 or -1")
     cosine = jnp.sum(a * b, axis=1)

@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, Int, Integer, ScalarLike
 
 AxisName = str | tuple[str, ...]
 Collective = Literal["gather", "ring"]
@@ -57,7 +57,7 @@ def row_log_sum_exp(
     scale: ScalarLike,
     *,
     key_mask: Bool[Array, " m"] | None = None,
-    excluded: Int[Array, " n"] | None = None,
+    excluded: Integer[Array, " n"] | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName | None = None,
     collective: Collective = "ring",
@@ -81,7 +81,7 @@ def row_and_column_log_sum_exp(
     *,
     query_mask: Bool[Array, " n"] | None = None,
     key_mask: Bool[Array, " m"] | None = None,
-    excluded: Int[Array, " n"] | None = None,
+    excluded: Integer[Array, " n"] | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName | None = None,
     collective: Collective = "ring",
@@ -105,7 +105,7 @@ def row_softplus_sum(
     bias: ScalarLike = 0.0,
     *,
     key_mask: Bool[Array, " m"] | None = None,
-    excluded: Int[Array, " n"] | None = None,
+    excluded: Integer[Array, " n"] | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName | None = None,
     collective: Collective = "ring",
@@ -211,7 +211,7 @@ def _visible(logits: Array, first_key: Any, mask: Array | None, excluded: Array 
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     if excluded is not None:
-        indices = first_key + lax.broadcasted_iota(excluded.dtype, logits.shape, 1)
+        indices = first_key + lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         logits = jnp.where(indices == excluded[:, None], -jnp.inf, logits)
     return logits
 

@@ -153,6 +153,10 @@ def test_momentum_update_of_modules_with_random_keys():
     np.testing.assert_allclose(moved.linear.kernel[...], wanted, rtol=1e-6)
 
 
+def test_momentum_update_of_python_numbers():
+    assert momentum_update({"w": 1.0, "n": 3}, {"w": 2.0, "n": 4}, 0.75) == {"w": 1.25, "n": 4}
+
+
 def test_momentum_update_of_halves_rounds_once():
     old, new = jnp.array(1.0, jnp.bfloat16), jnp.array(2.0, jnp.bfloat16)
     moved = momentum_update(old, new, 0.9)

@@ -47,6 +47,12 @@ def test_other_labels_are_found_by_checkify_and_cost_nothing():
         checked(labels, jnp.ones(8, bool))[0].throw()
 
 
+def test_an_unsigned_label_is_never_minus_one():
+    labels = jnp.array([1, 255, 0, 1, 255, 1, 1, 2], jnp.uint8)
+    each = cosine_embedding_loss(A, B, labels, -0.9, reduction="none")
+    np.testing.assert_array_equal(np.asarray(each) > 0, labels == 1)
+
+
 METRICS = {
     "cosine": similarity.cosine_distance,
     "angular": similarity.angular_distance,

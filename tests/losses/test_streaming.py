@@ -304,6 +304,14 @@ def test_vmap():
     np.testing.assert_allclose(several(queries, keys), wanted, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_a_key_is_excluded_by_its_number_in_any_integer(dtype):
+    generator = np.random.default_rng(0)
+    queries, keys = (unit_vectors(generator, count, 4).astype(np.float32) for count in (2, 300))
+    of = jit(lambda excluded: row_log_sum_exp(jnp.asarray(queries), jnp.asarray(keys), 9.0, excluded=excluded))
+    np.testing.assert_array_equal(of(np.array([5, 100], dtype)), of(np.array([5, 100], np.int32)))
+
+
 def test_global_indices_of_one_device():
     np.testing.assert_array_equal(global_indices(4), [0, 1, 2, 3])
 
