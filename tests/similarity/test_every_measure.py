@@ -12,47 +12,13 @@ from beartype import beartype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import jaxtyped
+from similarity_cases import COMPUTED, EPS, LARGEST, MEASURES, OF_DIRECTION, TOLERANCE, error, exact, jit, vectors
 
 from jaxclip import reference, similarity
-from jaxclip.similarity.blocks import over_blocks
 
 FILE = Path(__file__).parent / "references" / "measures.npz"
-MEASURES = [
-    "cosine_similarity",
-    "cosine_distance",
-    "angular_distance",
-    "dot_product",
-    "euclidean_distance",
-    "squared_euclidean_distance",
-    "manhattan_distance",
-]
-# The cosine's distance is 1 - cosine: what takes long to compile is tested of the others.
-COMPUTED = [name for name in MEASURES if name != "cosine_distance"]
-OF_DIRECTION = MEASURES[:3]
-OF_DIFFERENCE = MEASURES[4:]
-# float32 against float64, in the unit of each measure's docstring (see `error`). Worst measured over 400 draws of
-# `mixed`: 3.1e-7 (cosine), 2.8e-7 (angle), 1.4e-7 (dot product), 1.7e-7 (Euclidean), 3.2e-7 (its square), 2.7e-7.
-TOLERANCE = dict.fromkeys(MEASURES, 1.1e-6) | {"dot_product": 5e-7, "euclidean_distance": 6.6e-7}
 # Of gradients; worst of the same draws 2.2e-7.
 GRADIENT_TOLERANCE = 8e-7
-EPS = float(np.finfo(np.float32).eps)
-LARGEST = float(np.finfo(np.float32).max)
-
-
-def error(name, value, expected, a, b):
-    """The worst difference: in units of 1 for directions, of ‖a‖ ‖b‖ for products, of the value for distances."""
-    assert value.shape == expected.shape
-    assert np.isfinite(value).all()
-    expected = np.clip(expected, -LARGEST, LARGEST)
-    if name in OF_DIRECTION:
-        unit = np.ones(expected.shape)
-    elif name == "dot_product":
-        unit = np.linalg.norm(a, axis=-1)[:, None] * np.linalg.norm(b, axis=-1)
-    else:
-        unit = expected
-    # What is under the smallest normal float may be 0.
-    difference = np.maximum(np.abs(np.asarray(value, np.float64) - expected) - np.finfo(np.float32).tiny, 0)
-    return np.max(np.divide(difference, unit, out=difference.copy(), where=unit > 0), initial=0)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +42,6 @@ def compiled(name, paired):
         return value, gradients
 
     return value_and_gradients
-
-
-def exact(*arrays):
-    return [np.asarray(array, np.float64) for array in arrays]
-
-
-def vectors(n, m, d, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(m, d)).astype(np.float32)
 
 
 def mixed(seed, n=9, m=7, d=20, exponents=30):
@@ -126,22 +83,6 @@ def test_equals_scipy_sklearn_and_torch_live(seed):
     assert SHRINKAGE == 0.1
 
 
-@pytest.mark.parity
-def test_gradient_and_zero_vectors_are_torchs():
-    torch = pytest.importorskip("torch")
-    a, b = vectors(12, 12, 16)
-    a[3] = 0
-    leaf = torch.tensor(a, requires_grad=True)
-    expected = torch.nn.functional.cosine_similarity(leaf, torch.tensor(b), dim=1)
-    expected.sum().backward()
-    value, gradient = jax.value_and_grad(lambda a: similarity.cosine_similarity(a, b, paired=True).sum())(a)
-    np.testing.assert_allclose(value, expected.sum().item(), atol=12 * 4 * EPS)
-    # torch's own gradient at a zero vector is b̂ / eps, of the order of 1e8; ours is stated as 0.
-    rows = np.arange(12) != 3
-    np.testing.assert_allclose(gradient[rows], leaf.grad[rows], atol=4 * EPS)
-    assert not gradient[3].any()
-
-
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), name=st.sampled_from(MEASURES), paired=st.booleans())
 def test_equals_the_oracle_at_all_scales(seed, name, paired):
@@ -158,14 +99,12 @@ def test_equals_the_oracle_at_all_scales(seed, name, paired):
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
-    n=st.sampled_from([0, 1, 3]),
-    m=st.sampled_from([1, 4]),
-    d=st.sampled_from([0, 1, 300]),
+    shape=st.sampled_from([(0, 4, 20), (3, 1, 0), (1, 4, 1), (3, 4, 300)]),
     name=st.sampled_from(MEASURES),
     seed=st.integers(0, 99),
 )
-def test_equals_the_oracle_in_all_shapes(n, m, d, name, seed):
-    a, b = vectors(n, m, d, seed)
+def test_equals_the_oracle_in_all_shapes(shape, name, seed):
+    a, b = vectors(*shape, seed)
     value = getattr(similarity, name)(jnp.asarray(a), jnp.asarray(b))
     assert value.dtype == jnp.float32
     a, b = exact(a, b)
@@ -243,8 +182,7 @@ def test_derivatives_match_float64_finite_differences(name, paired):
         def differences(function):
             return (jax.lax.map(function, x + step) - jax.lax.map(function, x - step)) / 2e-5
 
-        # What optimising machine code costs is not worth it for one call.
-        @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        @jit
         def derivatives(x):
             gradient = jax.grad(function)
             first = gradient(x), jax.jacfwd(function)(x), differences(function)
@@ -281,93 +219,6 @@ def test_edges_are_finite_with_finite_gradients(name, case):
             assert not any(gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("d", [1, 512, 768, 2048])
-def test_cosine_with_itself_is_one_and_never_more(d):
-    a, _ = vectors(400, 0, d)
-    a *= 10 ** np.random.default_rng(d).uniform(-30, 30, (400, 1)).astype(np.float32)
-    own = np.diag(similarity.cosine_similarity(jnp.asarray(a), jnp.asarray(a)))
-    pairs = np.asarray(similarity.cosine_similarity(jnp.asarray(a), jnp.asarray(a), paired=True))
-    for value in (own, pairs, -np.diag(similarity.cosine_similarity(jnp.asarray(a), jnp.asarray(-a)))):
-        assert value.max() <= 1
-        # Two ulps of 1, of the docstring; measured 2 (d = 2048).
-        assert value.min() >= 1 - 2.01 * EPS
-    lengths = np.linalg.norm(np.asarray(similarity.normalize(a), np.float64), axis=1)
-    assert np.abs(lengths - 1).max() <= 2 * EPS
-
-
-def test_the_articles_number():
-    """clip-article: cosine against the dot product of normalised vectors, 21 × 21 × 512, differ by 2.98e-8 at most."""
-    a, b = vectors(21, 21, 512)
-    cosine = np.asarray(similarity.cosine_similarity(jnp.asarray(a), jnp.asarray(b)))
-    # Normalised as the article does it, by NumPy's norm.
-    unit_a, unit_b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
-    dot = np.asarray(similarity.dot_product(jnp.asarray(unit_a), jnp.asarray(unit_b)))
-    assert np.abs(cosine).max() < 0.5
-    assert np.abs(cosine - dot).max() <= 3e-8
-    normalized = similarity.dot_product(similarity.normalize(a), similarity.normalize(b))
-    assert np.abs(cosine - normalized).max() <= 3e-8
-
-
-def test_squared_distance_of_unit_vectors_is_two_minus_two_cosines():
-    a, b = vectors(40, 50, 96)
-    b[:20] = a[:20] + 0.05 * b[:20]
-    cosine = np.asarray(similarity.cosine_similarity(a, b))
-    squared = np.asarray(similarity.squared_euclidean_distance(similarity.normalize(a), similarity.normalize(b)))
-    # Four ulps of 2, the largest terms; measured two.
-    np.testing.assert_allclose(squared, 2 - 2 * cosine, atol=8 * EPS)
-    np.testing.assert_array_equal(np.argsort(squared, axis=1), np.argsort(-cosine, axis=1))
-
-
-def test_near_vectors_are_right_where_the_expansion_cancels():
-    a, _ = vectors(300, 0, 512)
-    b = a * (1 + 1e-6 * np.random.default_rng(1).normal(size=a.shape)).astype(np.float32)
-    expected = np.linalg.norm(a.astype(np.float64) - b, axis=1)
-    value = np.diag(similarity.euclidean_distance(jnp.asarray(a), jnp.asarray(b)))
-    # Measured 1.2e-7; the expansion is off by 100 %.
-    np.testing.assert_allclose(value, expected, rtol=4.8e-7)
-    assert not np.diag(similarity.euclidean_distance(jnp.asarray(a), jnp.asarray(a))).any()
-    gradient = jax.grad(lambda a: jnp.diagonal(similarity.euclidean_distance(a, b)).sum())(a)
-    np.testing.assert_allclose(gradient, (a.astype(np.float64) - b) / expected[:, None], atol=4 * EPS)
-
-
-def test_blocks_are_put_together_and_unwanted_ones_skipped(monkeypatch):
-    a, b = (jnp.asarray(x) for x in vectors(130, 150, 3))
-    pair = jnp.asarray(np.random.default_rng(2).normal(size=(130, 150)).astype(np.float32))
-    wanted = jnp.zeros((130, 150), bool).at[70, 149].set(True)
-
-    def function(a, b, pair):
-        return jnp.sum((a[:, None] - b[None]) ** 3, axis=-1) * pair
-
-    def blocks(a, wanted=None):
-        return over_blocks(function, (a,), (b,), (pair,), wanted=wanted)
-
-    expected = function(a, b, pair)
-    gradient = jax.grad(lambda a: function(a, b, pair).sum())(a)
-    np.testing.assert_array_equal(jax.jit(blocks)(a), jax.jit(function)(a, b, pair))
-    # Blocks of 33 rows and 64 columns: the last of both are not full.
-    monkeypatch.setattr("jaxclip.similarity.blocks._BUDGET", 6400)
-    np.testing.assert_allclose(jax.jit(lambda a: blocks(a))(a), expected, rtol=4 * EPS, atol=4 * EPS)
-    # Sums of 150 terms of up to 100, in another order.
-    found = jax.jit(jax.grad(lambda a: blocks(a).sum()))(a)
-    np.testing.assert_allclose(found, gradient, atol=1e-6 * np.abs(gradient).max())
-    skipped = np.zeros((130, 150), np.float32)
-    skipped[66:99, 128:] = expected[66:99, 128:]
-    np.testing.assert_allclose(jax.jit(blocks)(a, wanted), skipped, rtol=4 * EPS, atol=4 * EPS)
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("name", ["manhattan_distance", "euclidean_distance"])
-def test_memory_is_far_below_all_differences(name, backward):
-    n, m, d = 600, 700, 256
-    function = getattr(similarity, name)
-    if backward:
-        function = jax.grad(lambda a, b, f=function: f(a, b).sum())
-    shapes = (jax.ShapeDtypeStruct((n, d), jnp.float32), jax.ShapeDtypeStruct((m, d), jnp.float32))
-    memory = jax.jit(function).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
-    # All differences are 430 MB; measured 11 to 50 MB, of blocks and (n, m) arrays.
-    assert memory < n * m * d * 4 / 4
-
-
 @pytest.mark.parametrize("name", MEASURES)
 def test_one_convention_of_shapes(name):
     function = getattr(similarity, name)
@@ -395,17 +246,15 @@ def test_one_convention_of_shapes(name):
 @pytest.mark.parametrize("name", COMPUTED)
 def test_vectors_pairs_and_vmap_are_rows_and_diagonals_of_the_matrix(name):
     function = getattr(similarity, name)
-    a, b = (jnp.asarray(x) for x in vectors(9, 7, 20))
-    whole = function(a, b)
-    for value, expected in (
-        (function(a[1], b), whole[1]),
-        (function(a[:7], b, paired=True), jnp.diagonal(whole)),
-        *(
-            [(jax.vmap(lambda row: function(row, b))(a), whole)]
-            if name in ("dot_product", "euclidean_distance")
-            else []
-        ),
-    ):
+
+    @jit
+    def forms(a, b):
+        by_row = [jax.vmap(lambda row: function(row, b))(a)] if name in ("dot_product", "euclidean_distance") else []
+        return function(a, b), (function(a[1], b), function(a[:7], b, paired=True), *by_row)
+
+    whole, found = forms(*vectors(9, 7, 20))
+    wanted = (whole[1], np.diagonal(whole), whole)
+    for value, expected in zip(found, wanted[: len(found)], strict=True):
         assert value.shape == expected.shape
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=4 * EPS)
 
@@ -453,24 +302,6 @@ def test_what_does_not_fit_raises_while_tracing(name):
         getattr(similarity, name)([1.0], [2.0])
 
 
-def test_normalize():
-    x = jnp.array([[3.0, 4.0], [0.0, 0.0], [3e30, 4e30], [3e-30, 4e-30], [1e-40, 0.0]])
-    unit = [0.6, 0.8]
-    np.testing.assert_allclose(similarity.normalize(x), [unit, [0, 0], unit, unit, [0, 0]], atol=EPS)
-    assert similarity.normalize(x[0]).shape == (2,)
-    assert similarity.normalize(jnp.ones((2, 3, 4))).shape == (2, 3, 4)
-    assert similarity.normalize(x[:0]).shape == (0, 2)
-    gradient = jax.jit(jax.jacrev(similarity.normalize))(x)[jnp.arange(5), :, jnp.arange(5)]
-    tangent = np.array([[0.64, -0.48], [-0.48, 0.36]])
-    for row, length in ((0, 5), (2, 5e30), (3, 5e-30)):
-        np.testing.assert_allclose(gradient[row] * length, tangent, atol=4 * EPS)
-    assert not gradient[jnp.array([1, 4])].any()
-    with pytest.raises(ValueError, match="x must have an axis"):
-        similarity.normalize(jnp.array(1.0))
-    with pytest.raises(TypeError, match="x must be a floating-point array, got int32"):
-        similarity.normalize(jnp.arange(3))
-
-
 def test_nan_stays_nan():
     a, b = vectors(9, 7, 20)
     a[1, 2] = np.nan
@@ -478,21 +309,3 @@ def test_nan_stays_nan():
         unknown = np.isnan(getattr(similarity, name)(jnp.asarray(a), jnp.asarray(b)))
         assert unknown[1].all()
         assert unknown.sum() == 7
-
-
-def test_just_beyond_the_border_to_differences():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(200, 512)).astype(np.float32)
-    b = (a * (1 + 0.27 * rng.normal(size=a.shape))).astype(np.float32)
-    expected = np.linalg.norm(a.astype(np.float64) - b, axis=1)
-    part = expected**2 / (np.linalg.norm(a, axis=1) ** 2 + np.linalg.norm(b, axis=1) ** 2)
-    assert 1 / 32 < np.median(part) < 1.2 / 32
-    # The docstring's bound; measured 6.5e-6.
-    np.testing.assert_allclose(np.diag(similarity.euclidean_distance(a, b)), expected, rtol=1e-5)
-
-
-def test_angles_between_almost_parallel_vectors():
-    angle = np.array([1e-6, 1e-4, 1e-2, 1.0, np.pi - 1e-2, np.pi - 1e-4], np.float64)
-    a, b = jnp.array([1.0, 0.0]), jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=1), jnp.float32)
-    # b itself is rounded: an ulp of 1.
-    np.testing.assert_allclose(similarity.angular_distance(a, b), angle, atol=2 * EPS)
