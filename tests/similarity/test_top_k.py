@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from similarity_cases import EPS, jit
 
 from jaxclip import reference, similarity
 from jaxclip.similarity import top_k
 
-EPS = float(np.finfo(np.float32).eps)
 FUNCTIONS = {
     "cosine": "cosine_similarity",
     "dot_product": "dot_product",
@@ -85,10 +85,11 @@ def test_cosine_at_the_edges():
     items = x * 10.0 ** np.linspace(-30, 30, 40, dtype=np.float32)[:, None]
     items[7] = 0
     found = top_k(x, items, 40)
-    np.testing.assert_allclose(found.values, sorted_whole("cosine", x, items, 40)[0], atol=8 * EPS)
-    assert found.values.max() <= 1
-    assert (found.indices[np.arange(40) != 7, 0] == np.delete(np.arange(40), 7)).all()
-    assert (np.take_along_axis(found.values, np.argwhere(found.indices == 7)[:, 1:], axis=1) == 0).all()
+    values, indices = np.asarray(found.values), np.asarray(found.indices)
+    np.testing.assert_allclose(values, sorted_whole("cosine", x, items, 40)[0], atol=8 * EPS)
+    assert values.max() <= 1
+    assert (indices[np.arange(40) != 7, 0] == np.delete(np.arange(40), 7)).all()
+    assert (np.take_along_axis(values, np.argwhere(indices == 7)[:, 1:], axis=1) == 0).all()
 
 
 def test_groups_may_be_cut_anywhere():
@@ -129,11 +130,8 @@ def test_gradients_are_those_of_the_winners(metric):
     def whole(queries, items):
         return (weights * jnp.take_along_axis(function(queries, items), indices, axis=1)).sum()
 
-    for found, expected in zip(
-        jax.jit(jax.grad(searched, (0, 1)))(queries, items),
-        jax.jit(jax.grad(whole, (0, 1)))(queries, items),
-        strict=True,
-    ):
+    both = jit(lambda *given: (jax.grad(searched, (0, 1))(*given), jax.grad(whole, (0, 1))(*given)))
+    for found, expected in zip(*both(queries, items), strict=True):
         np.testing.assert_allclose(found, expected, atol=8 * EPS)
 
 
