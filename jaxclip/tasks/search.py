@@ -1,86 +1,78 @@
-"""Finding photos by describing them."""
+"""Finding photos and captions by words or by a photo."""
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from jaxclip.clip import Clip
-from jaxclip.processing import ImageError
+from jaxclip.processing import ImageLike
+from jaxclip.tasks.captions import captions_in
+from jaxclip.tasks.hits import Best, Hit
+from jaxclip.tasks.index import Index
+from jaxclip.tasks.manifest import is_index
+from jaxclip.tasks.photos import Skipped, files_under, stream_photos
 
-
-@dataclass(frozen=True)
-class Hit:
-    """A photo and the cosine of its vector and the query's, from -1 to 1."""
-
-    path: Path
-    score: float
+__all__ = ["Hit", "SearchResult", "search"]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best photos, best first, and the files that couldn't be read with the reason for each."""
+    """The best photos or captions, best first, and the files and folders that couldn't be read with the reason for
+    each."""
 
     hits: list[Hit]
-    skipped: list[tuple[Path, str]]
+    skipped: Skipped
 
 
-def search(clip: Clip, query: str, photos: str | os.PathLike, *, top: int = 10, batch_size: int = 16) -> SearchResult:
-    """Ranks the photos of a folder (and its sub-folders; hidden files aside), or one file, by how well they fit a
-    description.
+def search(
+    clip: Clip,
+    query: str | ImageLike,
+    where: Index | str | os.PathLike,
+    *,
+    top: int = 10,
+    batch_size: int | None = None,
+) -> SearchResult:
+    """Ranks photos or captions by their cosine with a query.
 
-    Photos are turned as their EXIF orientation says. A file that can't be read is skipped and named in the result;
-    ties are in the order of the paths. On a terminal a progress bar shows how far it is. Raises FileNotFoundError when
-    there is no such file or folder and ValueError when `top` or `batch_size` is not at least 1.
+    - `query`: words, if it is a string; else an image: a `pathlib.Path`, a PIL image or an array
+    - `where`: an `Index` or its folder; a folder of photos, searched with its sub-folders (hidden files aside); one
+      photo; or a `.txt` file with a caption on each line, in UTF-8
+
+    Photos are turned as their EXIF orientation says. A file that can't be read is skipped and named in the result; ties
+    are in the order of the paths, lines or rows. Memory doesn't grow with the number of photos or captions. On a
+    terminal a bar shows how far it is.
+
+    Raises FileNotFoundError when there is no such file or folder, ImageError for a query that can't be read, and
+    ValueError when `top` or `batch_size` is not at least 1 or another model made the index.
     """
     for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    paths = list(_files_under(Path(photos)))
-    wanted = np.asarray(clip.encode_text(query))
-    scores: dict[Path, float] = {}
-    skipped: list[tuple[Path, str]] = []
-    for batch, pixels in _batches(clip, paths, min(batch_size, len(paths)), skipped):
-        vectors = np.asarray(clip.encode_pixels(pixels))[: len(batch)]
-        scores |= zip(batch, (vectors @ wanted).tolist(), strict=True)
-    ranked = sorted(scores, key=lambda path: -scores[path])
-    return SearchResult([Hit(path, scores[path]) for path in ranked[:top]], skipped)
+    if not isinstance(where, Index):
+        where = Path(where)
+        if not where.exists():
+            raise FileNotFoundError(f"{where}: no such file or folder")
+        if is_index(where):
+            where = Index.open(where)
+    if isinstance(where, Index):
+        where.check(clip)
+        return SearchResult(where.search(_vector(clip, query), top), [])
+    wanted, best, skipped = _vector(clip, query), Best(top), []
+    if where.suffix.lower() == ".txt" and where.is_file():
+        for batch in clip.stream_texts(captions_in(where), batch_size=batch_size):
+            best.add(batch.inputs, batch.vectors @ wanted)
+    else:
+        paths = files_under(where, on_error=lambda folder, reason: skipped.append((folder, reason)))
+        for photos, vectors in stream_photos(clip, paths, skipped, batch_size=batch_size):
+            best.add(photos, vectors @ wanted)
+    return SearchResult(best.hits(), sorted(skipped))
 
 
-def _files_under(photos: Path) -> Iterator[Path]:
-    """The file itself, or all files of the folder but hidden ones, in the order of their names."""
-    if not photos.exists():
-        raise FileNotFoundError(f"{photos}: no such file or folder")
-    if photos.is_file():
-        yield photos
-    for folder, subfolders, names in os.walk(photos):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _batches(
-    clip: Clip, paths: Sequence[Path], batch_size: int, skipped: list[tuple[Path, str]]
-) -> Iterator[tuple[list[Path], Float32[np.ndarray, "batch height width 3"]]]:
-    """Pixels of the files that can be read, with their paths; the others go to `skipped`.
-
-    Every batch has the same shape, so that one compiled program serves all: the last is filled up with zeros.
-    """
-    batch: list[Path] = []
-    rows: list[np.ndarray] = []
-    for index, path in enumerate(tqdm(paths, desc="photos", unit="photo", disable=None)):
-        try:
-            if not path.is_file() and path.exists():
-                raise ImageError(f"{str(path)!r}: no regular file; leave out pipes, sockets and devices")
-            rows.append(clip.image_processor(path, exif_rotation=True)[0])
-            batch.append(path)
-        except ImageError as error:
-            skipped.append((path, str(error)))
-        if len(batch) == batch_size or (batch and index == len(paths) - 1):
-            pixels = np.zeros((batch_size, *rows[0].shape), np.float32)
-            pixels[: len(rows)] = rows
-            yield batch, pixels
-            batch, rows = [], []
+def _vector(clip: Clip, query: str | ImageLike) -> Float32[np.ndarray, " projection"]:
+    if isinstance(query, str):
+        return np.asarray(clip.encode_text(query))
+    upright = isinstance(query, os.PathLike)
+    return np.asarray(clip.encode_pixels(clip.image_processor([query], exif_rotation=upright))[0])

@@ -38,7 +38,7 @@ def test_the_ranking_is_the_cosines(clip, folder, batch_size):
     paths = [folder / name for name in names]
     upright = [Image.open(path) for path in paths[:4]] + [Image.open(paths[1])]
     cosines = np.asarray(clip.encode_image(upright) @ clip.encode_text(QUERY))
-    found = {hit.path: hit.score for hit in result.hits}
+    found = {hit.item: hit.score for hit in result.hits}
     np.testing.assert_allclose([found[path] for path in paths], cosines, atol=1e-6)
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert np.ptp(cosines) > 0.01
@@ -71,7 +71,7 @@ def test_what_can_not_be_read_is_skipped_and_named(clip, folder):
 
 
 def test_one_file_and_no_file(clip, folder, tmp_path):
-    assert [hit.path for hit in jaxclip.search(clip, QUERY, folder / "coffee.png").hits] == [folder / "coffee.png"]
+    assert [hit.item for hit in jaxclip.search(clip, QUERY, folder / "coffee.png").hits] == [folder / "coffee.png"]
     (tmp_path / "none").mkdir()
     assert jaxclip.search(clip, QUERY, tmp_path / "none") == jaxclip.tasks.search.SearchResult([], [])
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
