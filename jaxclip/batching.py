@@ -53,7 +53,7 @@ def padded(rows: Shaped[np.ndarray, "n *shape"], size: int) -> Shaped[np.ndarray
     return np.concatenate([rows, np.broadcast_to(rows[-1:], (size - len(rows), *rows.shape[1:]))])
 
 
-def by_length(lengths: Int[np.ndarray, " n"], sizes: Sequence[int]) -> list[tuple[Int[np.ndarray, " rows"], int]]:
+def by_length(lengths: Int[np.ndarray, " n"], sizes: Sequence[int]) -> list[tuple[Int[np.ndarray, "_"], int]]:
     """Rows sorted by length and split into batches: each batch's row numbers and the size to be padded to."""
     order = np.argsort(lengths, kind="stable")
     return [(order[rows], size) for rows, size in split(len(lengths), sizes)]

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -39,7 +38,7 @@ def load(
     model: Callable[..., CLIP] = CLIP,
     dtype: Any = "float32",
     param_dtype: Any = "float32",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> "Clip":
     """Loads a CLIP checkpoint: a local folder, or a Hugging Face Hub id (fetched into, and found in, its cache).
 
@@ -101,7 +100,7 @@ class Clip:
         *,
         tokenizer: Tokenizer | None = None,
         image_processor: ImageProcessor | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
         self.model = model
         self.encoder = Encoder(devices)
@@ -179,11 +178,10 @@ class Clip:
         features, transformers' `get_text_features`. Raises ValueError for token ids without EOS or outside the
         vocabulary.
         """
-        one = isinstance(texts, str)
         if isinstance(texts, np.ndarray | jax.Array):
             one, token_ids = texts.ndim == 1, np.atleast_2d(np.asarray(texts))
         else:
-            token_ids = self.tokenizer([texts] if one else list(texts))
+            one, token_ids = isinstance(texts, str), self.tokenizer([texts] if isinstance(texts, str) else texts)
         _check_token_ids(token_ids, self.model.tower("text").config, self._eos_token_id())
         features = self.encoder.texts(self.model, token_ids, normalize=normalize).array()
         return features[0] if one else features
@@ -197,15 +195,16 @@ class Clip:
         `normalize=False` gives the raw features, transformers' `get_image_features`. Raises ImageError naming the file
         or the index of the first that can't be decoded; `stream_images` goes on with the others.
         """
+        self.model.tower("vision")  # Says so where there is none, before any file is read.
         if is_single_image(images):
-            self.model.tower("vision")  # Says so where there is none, before any file is read.
             return self.encode_pixels(self.image_processor(images), normalize=normalize)[0]
         vectors = []
+        images = cast(Iterable[ImageLike], np.asarray(images) if isinstance(images, jax.Array) else images)
         for batch in self.stream_images(images, normalize=normalize):
             if batch.errors:
                 raise batch.errors[0].error
             vectors.append(batch.vectors)
-        return jnp.asarray(np.concatenate(vectors)) if vectors else self.encode_pixels(self.image_processor([]))
+        return jax.device_put(np.concatenate(vectors)) if vectors else self.encode_pixels(self.image_processor([]))
 
     def encode_pixels(
         self,
@@ -222,8 +221,11 @@ class Clip:
         """Any number of strings in constant memory: batches in order, with the vectors that `encode_text` gives.
 
         A batch stands for `batch_size` inputs (by default what suits the devices). Some batches are read ahead and
-        sorted by length, which spares most of the padding. What is no string is found in its batch's `errors`.
+        sorted by length, which spares most of the padding. What is no string is found in its batch's `errors`. Raises
+        TypeError for one string alone.
         """
+        if isinstance(texts, str):
+            raise TypeError("stream_texts takes an iterable of strings; encode_text takes one")
         tokenizer, size = self.tokenizer, self.encoder.batch_size("text", batch_size)
         return stream_texts(self.encoder, self.model, tokenizer, texts, normalize=normalize, batch_size=size)
 
@@ -239,8 +241,11 @@ class Clip:
 
         A batch stands for `batch_size` inputs (by default what suits the devices). Threads decode and resize ahead of
         the model, two batches at most. An image that can't be read is found in its batch's `errors` and stops nothing.
-        `exif_rotation` turns photos as their cameras recorded, which the reference doesn't do.
+        `exif_rotation` turns photos as their cameras recorded, which the reference doesn't do. Raises TypeError for one
+        image alone.
         """
+        if is_single_image(images):
+            raise TypeError("stream_images takes an iterable of images; encode_image takes one")
         processor, size = self.image_processor, self.encoder.batch_size("image", batch_size)
         return stream_images(
             self.encoder,

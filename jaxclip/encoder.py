@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Shaped
@@ -26,7 +25,7 @@ class Encoded:
 
     rows: int
     width: int
-    pieces: list[tuple[Int[np.ndarray, " piece"], Float[Array, "batch projection"]]]
+    pieces: list[tuple[Int[np.ndarray, "_"], Float[Array, "_ projection"]]]
 
     def numpy(self) -> Float32[np.ndarray, "rows projection"]:
         """The vectors in the order of the inputs, once they are there."""
@@ -41,8 +40,8 @@ class Encoded:
             (rows, piece), *_ = self.pieces
             if len(piece) == self.rows and len(piece.devices()) == 1 and (np.diff(rows) == 1).all():
                 return piece
-        # Put together on the host: on a device each number of rows would be a program of its own.
-        return jnp.asarray(self.numpy())
+        # Put together on the host: on a device (by jnp.asarray even) each number of rows would be a program of its own.
+        return jax.device_put(self.numpy())
 
 
 class Encoder:
@@ -56,7 +55,7 @@ class Encoder:
     trained or replaced in between is what counts.
     """
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, devices: Sequence[Any] | None = None):
         if devices is not None and not devices:
             raise ValueError("devices is empty: name at least one of jax.local_devices(), or leave it out")
         self.devices = tuple(jax.local_devices() if devices is None else devices)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -17,7 +17,8 @@ from jaxclip.processing import ImageError, ImageLike, ImageProcessor
 _WINDOW = 16
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """An input that could not be encoded: its number in the stream, itself, and what is wrong with it."""
 
     index: int

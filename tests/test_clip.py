@@ -126,12 +126,13 @@ def test_the_model_is_the_same_function(clip):
 
 
 def test_a_second_call_compiles_nothing(clip):
-    clip.encode_text(TEXTS[:2])
-    compiled = jaxclip.clip._encode_text._cache_size()
-    clip.encode_text(TEXTS[1::-1])
-    assert jaxclip.clip._encode_text._cache_size() == compiled
-    clip.encode_text(TEXTS[:3])
-    assert jaxclip.clip._encode_text._cache_size() == compiled + 1
+    jax.clear_caches()
+    clip.encode_text(["a cat"])
+    compiled = jaxclip.encoder._encode._cache_size()
+    clip.encode_text(["a dog"])
+    assert jaxclip.encoder._encode._cache_size() == compiled
+    clip.encode_text(["a dog"], normalize=False)
+    assert jaxclip.encoder._encode._cache_size() == compiled + 1
 
 
 def test_what_a_checkpoint_lacks_raises_when_it_is_asked_for():

@@ -83,7 +83,7 @@ class TextTransformer(nnx.Module):
                 mask = mask & attention_mask.astype(bool)[:, None, None, :]
             hidden_states = run_blocks(self.blocks, x, mask, tap=tap, remat=remat)
             last = tap("final_norm", self.final_norm(hidden_states[-1]))
-            position = self.pooled_position(token_ids)
+            position = jnp.asarray(self.pooled_position(token_ids))
             if tap is no_tap:
                 pooled = self.final_norm(last_state_at(position, self.blocks, hidden_states, mask, remat=remat))
             else:

@@ -175,7 +175,7 @@ def run_blocks(
 
 def last_state_at(
     position: Int[Array, " batch"] | int,
-    blocks: Sequence[Callable[..., Array]],
+    blocks: Sequence[Any],
     hidden_states: Sequence[Float[Array, "batch tokens width"]],
     mask: Bool[Array, "#batch 1 tokens tokens"] | None = None,
     *,
