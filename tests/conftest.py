@@ -3,10 +3,8 @@ import pytest
 
 # Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test. (jaxclip.config
 # has no arrays, and its own checks of bad values are under test.)
-jaxtyping.install_import_hook(
-    [f"jaxclip.{name}" for name in ("nn", "checkpoints", "processing", "batching", "encoder", "streaming", "clip", "tasks", "cli", "losses")],
-    "beartype.beartype",
-)
+CHECKED = "nn checkpoints processing batching encoder streaming clip tasks cli losses"
+jaxtyping.install_import_hook([f"jaxclip.{name}" for name in CHECKED.split()], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
