@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from jaxclip.batching import batch_sizes, padded, split
 from jaxclip.clip import Clip
@@ -21,7 +21,7 @@ from jaxclip.tasks.fingerprint import fingerprints
 from jaxclip.tasks.hits import Hit
 from jaxclip.tasks.manifest import NAME, Manifest, ModelIdentity, is_index
 from jaxclip.tasks.photos import Skipped, files_under, stream_photos
-from jaxclip.tasks.writer import LOCK, IndexWriter, blocks_of, locked
+from jaxclip.tasks.writer import LOCK, IndexWriter, blocks_of, discard_leftovers, locked
 
 # Queries that are compared with a block at a time: 4 MiB of scores. Fewer are filled up to one of a few numbers.
 _QUERIES = batch_sizes(256)
@@ -203,9 +203,9 @@ def embed_folder(
     What was encoded is part of the index after every 4096 photos and every minute, and when an exception (Ctrl-C, say)
     ends the work; whatever ends the process, a whole index is left, and the next call goes on from there.
 
-    Raises FileNotFoundError or NotADirectoryError when `photos` is no folder; FileExistsError when `folder` holds
-    something else; `IndexInUseError`, an OSError, while another process works on the index; and ValueError when it is
-    another model's or another folder's, when it is damaged, or when there is not one photo to begin with.
+    Raises FileNotFoundError or NotADirectoryError when `photos` is no folder, or `folder` a file; FileExistsError when
+    it holds something else; `IndexInUseError`, an OSError, while another process works on the index; and ValueError
+    when it is another model's or another folder's, when it is damaged, or when there is not one photo to begin with.
     """
     root, folder, made = Path(photos), Path(folder), not os.path.lexists(folder)
     if not root.is_dir():
@@ -220,7 +220,9 @@ def embed_folder(
         blocks={},
         next_block=0,
     )
-    if not is_index(folder) and folder.exists() and set(os.listdir(folder)) - {LOCK, f"{NAME}.part"}:
+    if not made and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: no folder; an index is one")
+    if not made and not is_index(folder) and set(os.listdir(folder)) - {LOCK, f"{NAME}.part"}:
         raise FileExistsError(f"{folder}: holds other files; name a new or an empty folder for the index")
     try:
         with locked(folder):
@@ -242,22 +244,15 @@ def _embed(clip: Clip, root: Path, folder: Path, wanted: Manifest, batch_size: i
         index.check(clip)
         _check_settings(index, wanted)
         manifest = index.manifest
-    writer = IndexWriter(folder, manifest)
+    discard_leftovers(folder)
     try:
-        writer.discard_leftovers()
-        result = _update(clip, root, writer, batch_size)
-        if fresh and not writer.manifest.blocks:
+        result = _update(clip, root, folder, manifest, batch_size)
+        if fresh and not len(result.index):
             reasons = "".join(f"; {reason}" for _, reason in result.skipped[:3])
             raise ValueError(f"{root}: no photo there that could be read, of {len(result.skipped)} files{reasons}")
         return result
-    except BaseException as error:
-        try:
-            writer.commit()
-        except OSError as failure:
-            error.add_note(f"What was encoded since the last block could not be saved: {failure}")
-        raise
     finally:
-        writer.discard_leftovers()
+        discard_leftovers(folder)
         if fresh and not Manifest.read(folder).blocks:
             (folder / NAME).unlink()
 
@@ -276,7 +271,7 @@ def _check_settings(index: Index, wanted: Manifest) -> None:
             )
 
 
-def _update(clip: Clip, root: Path, writer: IndexWriter, batch_size: int | None) -> EmbedResult:
+def _update(clip: Clip, root: Path, folder: Path, manifest: Manifest, batch_size: int | None) -> EmbedResult:
     skipped: Skipped = []
     unlisted: list[str] = []
 
@@ -285,30 +280,38 @@ def _update(clip: Clip, root: Path, writer: IndexWriter, batch_size: int | None)
         unlisted.append(_within(root, path))
 
     found = {_within(root, path): _record(root, path) for path in files_under(root, on_error=on_error)}
-    kept: dict[str, Bool[np.ndarray, " rows"]] = {}
-    unchanged, gone = set(), set()
-    for block in writer.blocks():
-        records = block.records()
-        # What couldn't be listed isn't known to be gone.
-        same = [found.get(r.path) == r or (r.path not in found and _is_under(r.path, unlisted)) for r in records]
-        kept[block.name] = np.array(same)
-        for record, is_same in zip(records, same, strict=True):
-            (unchanged if is_same else gone).add(record.path)
-    writer.compact({} if not gone else kept)
-    encoded = set()
-    work = [root / path for path in found if path not in unchanged]
-    if work:
-        for paths, vectors in stream_photos(clip, work, skipped, batch_size=batch_size, total=len(work)):
-            records = [found[_within(root, path)] for path in paths]
-            writer.add(vectors, [record for record in records if record])
-            encoded.update(record.path for record in records if record)
-    writer.compact({})
-    writer.discard_leftovers()
+    unchanged: set[str] = set()
+    outdated: dict[str, str] = {}
+    for block in blocks_of(folder, manifest):
+        for record in block.records():
+            # What couldn't be listed isn't known to be gone.
+            same = found[record.path] == record if record.path in found else _is_under(record.path, unlisted)
+            if same:
+                unchanged.add(record.path)
+            else:
+                outdated[record.path] = block.name
+    work = [path for path in found if path not in unchanged]
+    encoded: set[str] = set()
+    writer = IndexWriter(folder, manifest, outdated)
+    try:
+        if work:
+            photos = (root / path for path in work)
+            for paths, vectors in stream_photos(clip, photos, skipped, batch_size=batch_size, total=len(work)):
+                records = [found[_within(root, path)] for path in paths]
+                writer.add(vectors, records)
+                encoded.update(record.path for record in records)
+        writer.finish()
+    except BaseException as error:
+        try:
+            writer.commit()
+        except OSError as failure:
+            error.add_note(f"What was encoded since the last block could not be saved: {failure}")
+        raise
     return EmbedResult(
-        Index.open(writer.folder),
-        added=len(encoded - gone),
-        changed=len(encoded & gone),
-        removed=len(gone - encoded),
+        Index.open(folder),
+        added=len(encoded - outdated.keys()),
+        changed=len(encoded & outdated.keys()),
+        removed=len(outdated.keys() - encoded),
         unchanged=len(unchanged),
         skipped=sorted(skipped),
     )
@@ -318,13 +321,13 @@ def _within(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _record(root: Path, path: Path) -> Record | None:
-    """Of what is there before the photo is read: one that changes meanwhile differs the next time. None where there is
-    nothing to tell, a broken link say."""
+def _record(root: Path, path: Path) -> Record:
+    """As it is before the photo is read: one that changes meanwhile differs the next time, as does one that nothing can
+    be told of."""
     try:
         status = path.stat()
     except OSError:
-        return None
+        return Record(_within(root, path), -1, -1)
     return Record(_within(root, path), status.st_size, status.st_mtime_ns)
 
 

@@ -97,7 +97,10 @@ def damaged(path: Path, why: object) -> ValueError:
 def is_index(folder: str | os.PathLike) -> bool:
     """Whether the folder is an index, be it one that is damaged or of a newer version."""
     try:
-        with open(Path(folder, NAME), "rb") as file:
+        path = Path(folder, NAME)
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(100)
     except OSError:
         return False

@@ -3,14 +3,14 @@
 import contextlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 
 from jaxclip.tasks.blocks import RECORDS, ROWS, VECTORS, Block, Record
 from jaxclip.tasks.manifest import NAME, Manifest, is_index
@@ -40,10 +40,12 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # What became no index shall leave nothing behind; some versions of filelock remove it themselves, some don't.
-        if not is_index(folder):
-            (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
+        try:
+            # What became no index shall leave nothing behind.
+            if not is_index(folder):
+                (folder / LOCK).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 @dataclass
@@ -63,15 +65,16 @@ class IndexWriter:
 
     Blocks are never changed: new ones are written beside them, and count when the manifest, replaced at once, lists
     them. So what is on the disk is a whole index at any instant.
+
+    `outdated` are the paths of rows that are to leave, with the name of the block of each: when a new row with the path
+    is committed, or at the end.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest):
+    def __init__(self, folder: Path, manifest: Manifest, outdated: Mapping[str, str]):
         self.folder, self.manifest = folder, manifest
+        self._outdated = dict(outdated)
         self._pending = _Pending(_name(manifest.next_block))
         self._committed = time.monotonic()
-
-    def blocks(self) -> list[Block]:
-        return blocks_of(self.folder, self.manifest)
 
     def add(self, vectors: Float32[np.ndarray, "n width"], records: list[Record]) -> None:
         """More rows, which are part of the index from the next `commit` on: by itself at every full block of them, and
@@ -85,46 +88,51 @@ class IndexWriter:
                 self.commit()
 
     def commit(self) -> None:
-        """Makes what was added part of the index.
+        """Makes what was added part of the index, in the place of outdated rows with the same paths.
 
-        Interrupted anywhere, it may be called again: it then writes the same under the same name, or, where that
-        name is in the manifest already, nothing.
+        Interrupted anywhere, it may be called again: it then writes the same under the same names, or, where the first
+        of them is in the manifest already, nothing.
         """
         pending = self._pending
         if pending.pieces and pending.name not in self.manifest.blocks:
-            vectors, records = _joined(pending.pieces)
-            Block.write(self.folder, pending.name, vectors, records)
-            self._replace({**self.manifest.blocks, pending.name: len(records)}, self.manifest.next_block + 1)
+            leaving = {record.path for _, records in pending.pieces for record in records} & self._outdated.keys()
+            self._regroup({self._outdated[path] for path in leaving}, leaving, pending.pieces)
         self._pending, self._committed = _Pending(_name(self.manifest.next_block)), time.monotonic()
 
-    def compact(self, kept: Mapping[str, Bool[np.ndarray, " rows"]]) -> None:
-        """Leaves out the rows of each block that `kept` says no to, and puts what isn't a full block (but one) together
-        into full ones: nothing is written where there is nothing to do."""
+    def finish(self) -> None:
+        """Commits, removes the outdated rows that are left, and puts small blocks together into full ones; writes
+        nothing where there is nothing to do."""
         self.commit()
-        whole = {block.name for block in self.blocks() if block.name not in kept or kept[block.name].all()}
-        full = {name: rows for name, rows in self.manifest.blocks.items() if name in whole and rows == ROWS}
-        others = [block for block in self.blocks() if block.name not in full]
-        if len(others) <= 1 and whole == self.manifest.blocks.keys():
-            return
-        number = self.manifest.next_block
-        for vectors, records in _regrouped(_chosen(block, kept.get(block.name)) for block in others):
-            full[_name(number)] = Block.write(self.folder, _name(number), vectors, records).rows
+        holey = set(self._outdated.values())
+        small = {name for name, rows in self.manifest.blocks.items() if rows < ROWS}
+        if holey or len(small) > 1:
+            self._regroup(holey | small, self._outdated.keys())
+
+    def _regroup(self, names: Set[str], leaving: Set[str], first: Sequence[Piece] = ()) -> None:
+        """Puts new rows and those of some blocks, but the `leaving` paths, into full blocks and a last one."""
+        blocks = {name: rows for name, rows in self.manifest.blocks.items() if name not in names}
+        old = [block for block in blocks_of(self.folder, self.manifest) if block.name in names]
+        outdated, number = dict(self._outdated), self.manifest.next_block
+        for vectors, records in _in_full(chain(first, (_without(block, leaving) for block in old))):
+            block = Block.write(self.folder, _name(number), vectors, records)
+            blocks[block.name] = block.rows
+            outdated |= {record.path: block.name for record in records if record.path in outdated}
             number += 1
-        self._replace(full, number)
-        self._pending = _Pending(_name(number))
-
-    def discard_leftovers(self) -> None:
-        """Removes what the manifest doesn't list: of blocks that became part of others, and of interrupted writes."""
-        # From the disk: interrupted, this object may know less.
-        live = Manifest.read(self.folder).blocks
-        for path in self.folder.iterdir():
-            if _OURS.fullmatch(path.name) and path.stem not in live:
-                path.unlink()
-
-    def _replace(self, blocks: Mapping[str, int], next_block: int) -> None:
-        manifest = replace(self.manifest, blocks=blocks, next_block=next_block)
+        manifest = replace(self.manifest, blocks=blocks, next_block=number)
         manifest.write(self.folder)
         self.manifest = manifest
+        self._outdated = {path: name for path, name in outdated.items() if path not in leaving}
+        if names:
+            discard_leftovers(self.folder)
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Removes what the manifest doesn't list: of blocks that became part of others, and of interrupted writes."""
+    # What the disk says: who was interrupted may know less.
+    live = Manifest.read(folder).blocks
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.stem not in live:
+            path.unlink()
 
 
 def blocks_of(folder: Path, manifest: Manifest) -> list[Block]:
@@ -135,22 +143,24 @@ def _name(number: int) -> str:
     return f"{number:06d}"
 
 
-def _chosen(block: Block, kept: Bool[np.ndarray, " rows"] | None) -> Piece:
-    vectors, records = block.vectors(), block.records()
-    return (vectors, records) if kept is None else (vectors[kept], list(compress(records, kept)))
+def _without(block: Block, leaving: Set[str]) -> Piece:
+    records = block.records()
+    staying = np.array([record.path not in leaving for record in records])
+    return block.vectors()[staying], list(compress(records, staying))
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:
     return np.concatenate([vectors for vectors, _ in pieces]), [record for _, records in pieces for record in records]
 
 
-def _regrouped(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def _in_full(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """The same rows in full blocks, and a last one with what is left."""
     waiting: list[Piece] = []
     for piece in pieces:
-        vectors, records = _joined([*waiting, piece])
-        while len(records) >= ROWS:
+        waiting.append(piece)
+        if sum(len(records) for _, records in waiting) >= ROWS:
+            vectors, records = _joined(waiting)
             yield vectors[:ROWS], records[:ROWS]
-            vectors, records = vectors[ROWS:], records[ROWS:]
-        waiting = [(vectors, records)]
-    yield from (piece for piece in waiting if piece[1])
+            waiting = [(vectors[ROWS:], records[ROWS:])]
+    if any(records for _, records in waiting):
+        yield _joined(waiting)

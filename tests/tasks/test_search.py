@@ -7,13 +7,10 @@ from cases import FOLDER, photos
 from PIL import Image
 
 import jaxclip
+from jaxclip.tasks.hits import Best
+from jaxclip.tasks.index import embed_folder
 
 QUERY = "two dogs running across a frosty field"
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return jaxclip.load(FOLDER / "whole")
 
 
 @pytest.fixture
@@ -84,3 +81,108 @@ def test_odd_names_are_no_obstacle(clip, folder):
     result = jaxclip.search(clip, QUERY, folder)
     assert len(result.hits) == 9
     assert result.skipped == []
+
+
+CAPTIONS = ["two dogs", "a cat", "", "  ", "a dog ", "a cat", "ein Café"]
+
+
+@pytest.fixture
+def captions(tmp_path):
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS), encoding="utf-8")
+    return tmp_path / "captions.txt"
+
+
+@pytest.fixture
+def index(clip, folder, tmp_path):
+    return embed_folder(clip, folder, tmp_path / "index").index
+
+
+def queries(clip, folder):
+    """Each kind of query with its vector."""
+    turned = folder / "more" / "turned.png"
+    with Image.open(folder / "coffee.png") as coffee:
+        coffee.load()
+    upright = np.asarray(clip.encode_image(coffee))
+    return [
+        (QUERY, np.asarray(clip.encode_text(QUERY))),
+        (turned, upright),
+        (coffee, upright),
+        (np.asarray(coffee), upright),
+    ]
+
+
+def test_words_and_images_find_photos(clip, folder, index):
+    paths = [folder / name for name in ("chelsea.png", "coffee.png", "grey.png", "more/standing.png")]
+    paths.append(folder / "more" / "turned.png")
+    upright = [Image.open(path) for path in paths[:4]] + [Image.open(paths[1])]
+    vectors = np.asarray(clip.encode_image(upright))
+    for query, vector in queries(clip, folder):
+        for where in (folder, str(folder), index, index.folder, str(index.folder)):
+            hits = jaxclip.search(clip, query, where).hits
+            found = {hit.item: hit.score for hit in hits}
+            assert [hit.score for hit in hits] == sorted(found.values(), reverse=True)
+            np.testing.assert_allclose([found[path] for path in paths], vectors @ vector, atol=1e-6)
+            assert jaxclip.search(clip, query, where, top=2).hits == hits[:2]
+
+
+def test_words_and_images_find_captions(clip, folder, captions):
+    kept = [caption for caption in CAPTIONS if caption.strip()]
+    vectors = np.asarray(clip.encode_text(kept))
+    for query, vector in queries(clip, folder):
+        for batch_size in (None, 1, 2):
+            result = jaxclip.search(clip, query, captions, batch_size=batch_size)
+            assert result.skipped == []
+            order = np.argsort(-(vectors @ vector).round(6), kind="stable")
+            assert [hit.item for hit in result.hits] == [kept[i] for i in order]
+            np.testing.assert_allclose([hit.score for hit in result.hits], (vectors @ vector)[order], atol=1e-6)
+    assert jaxclip.search(clip, "a cat", captions, top=2).hits[1].item == "a cat"
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa cat\r\na dog\r\n", b"a cat\n\n\na dog"])
+def test_captions_of_any_editor(clip, tmp_path, content):
+    (tmp_path / "captions.TXT").write_bytes(content)
+    hits = jaxclip.search(clip, "a cat", tmp_path / "captions.TXT").hits
+    assert [hit.item for hit in hits] == ["a cat", "a dog"]
+    assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+
+def test_captions_that_are_no_text(clip, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    assert jaxclip.search(clip, "a cat", tmp_path / "empty.txt").hits == []
+    (tmp_path / "latin.txt").write_bytes("a cat\nein Café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt: line 2 is no UTF-8 text"):
+        jaxclip.search(clip, "a cat", tmp_path / "latin.txt")
+
+
+def test_equal_ones_are_in_the_order_of_their_paths(clip, folder, tmp_path):
+    (tmp_path / "same").mkdir()
+    names = [f"{i:02d}.png" for i in range(9)]
+    for name in reversed(names):
+        shutil.copy(folder / "coffee.png", tmp_path / "same" / name)
+    index = embed_folder(clip, tmp_path / "same", tmp_path / "same_index").index
+    for where in (tmp_path / "same", index):
+        assert [hit.item.name for hit in jaxclip.search(clip, QUERY, where, top=7, batch_size=4).hits] == names[:7]
+
+
+def test_an_index_of_another_model_is_refused(clip, index):
+    other = jaxclip.load(FOLDER / "heads_64")
+    with pytest.raises(ValueError, match="the index was made with"):
+        jaxclip.search(other, np.zeros((9, 9, 3), np.uint8), index)
+
+
+def test_a_query_that_can_not_be_read(clip, folder):
+    with pytest.raises(jaxclip.ImageError, match=r"nowhere.png.*no such file"):
+        jaxclip.search(clip, folder / "nowhere.png", folder)
+
+
+def test_only_the_best_are_kept(clip, folder, monkeypatch):
+    """However many photos go by."""
+    most, add = [], Best.add
+
+    def watched(best, items, scores):
+        add(best, items, scores)
+        most.append(len(list(best)))
+
+    monkeypatch.setattr(Best, "add", watched)
+    jaxclip.search(clip, QUERY, folder, top=2, batch_size=1)
+    assert most == [1, 2, 2, 2, 2]

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+from cases import FOLDER
+
+import jaxclip
+from jaxclip.checkpoints.load import model_parameters
+from jaxclip.tasks.fingerprint import fingerprints
+
+
+def test_it_is_the_parameters(clip, tmp_path):
+    ours = fingerprints(clip.model)
+    assert ours.keys() == {"vision", "text"}
+    assert len(set(ours.values())) == 2
+    clip.save(tmp_path / "saved")
+    assert fingerprints(jaxclip.load(tmp_path / "saved", dtype="bfloat16").model) == ours
+    for tower in ("vision", "text"):
+        assert fingerprints(jaxclip.load(FOLDER / "whole", towers=tower).model) == {tower: ours[tower]}
+    # Committed, for indexes outlive versions.
+    assert ours["vision"].startswith("e15de47d3df458f7")
+    assert ours["text"].startswith("5e616c401a6d2d3e")
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_every_parameter_counts_for_its_tower(clip, tower):
+    changed = jaxclip.load(FOLDER / "whole").model
+    ours = fingerprints(clip.model)
+    for path, parameter in model_parameters(changed).items():
+        before = parameter[...]
+        parameter[...] = before * np.float32(1.001) + np.float32(1e-6)
+        theirs = fingerprints(changed)
+        assert (theirs[tower] != ours[tower]) == path.startswith(tower), path
+        parameter[...] = before
+    assert fingerprints(changed) == ours
