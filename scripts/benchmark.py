@@ -2,7 +2,7 @@
 (eager, SDPA), open_clip and ONNX Runtime (exported from transformers), all with the same random weights and threads.
 
     pip install -e ".[parity]" onnxruntime onnx onnxscript
-    python scripts/benchmark.py --captions captions.jsonl       # 20 minutes on two cores, 8 GB of memory, 6 GB of disk
+    python scripts/benchmark.py --captions captions.jsonl       # every model and case
     python scripts/benchmark.py --models ViT-B/32 --batches 8 --rounds 3 --only images
 
 What is timed is what users call, from the arrays that preprocessing gave to vectors on the host: `clip.encode_pixels`
@@ -16,8 +16,9 @@ Each round measures all in turn, beginning with another one each time; a measure
 are medians over the rounds; a ratio is the median of the rounds' ratios, with the smallest and the largest in brackets.
 Shares are of the fastest float32 matrix product that this machine does (of NumPy's, torch's and JAX's), and count the
 multiplications and additions of the model's matrix products on the tokens that an input has: not those on padding, but
-the whole last block, of which jaxclip skips most. Each library has a process of its own, and none works while another
-does: in one process their idle threads, which wait by spinning, take each other's time (`--one-process` shows it).
+the whole last block, of which jaxclip skips most. Each library has a process of its own, and none
+works while another does, so that no library's idle threads, some of which wait by spinning, take another's time;
+`--one-process` measures them all in one.
 """
 
 import argparse

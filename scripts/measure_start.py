@@ -1,8 +1,8 @@
 """Prints what a user waits for around the model itself, on this machine's CPU.
 
     pip install -e ".[parity]" scikit-image
-    python scripts/measure_start.py start      # from `python` to the first embedding, beside transformers; 5 minutes
-    python scripts/measure_start.py stream     # a folder of 12-megapixel JPEGs to vectors; 5 minutes
+    python scripts/measure_start.py start      # from `python` to the first embedding, beside transformers
+    python scripts/measure_start.py stream     # a folder of 12-megapixel JPEGs to vectors
 
 Both take a ViT-B/32 with random parameters, which transformers writes once into `--cache` (0.6 GB).
 
