@@ -9,20 +9,25 @@
 
 `jaxclip.nn` holds the model, `jaxclip.config` what a checkpoint states, `jaxclip.checkpoints` and `jaxclip.processing`
 the files, strings and images; `jaxclip.similarity` and `jaxclip.losses` compare vectors, and `jaxclip.reference` says
-in float64 NumPy, without JAX, what they compute.
+in float64 NumPy, without JAX, what they compute. `jaxclip.search`, `jaxclip.embed_folder`, `jaxclip.Index` and
+`jaxclip.similarity_matrix` are what the command line does; `jaxclip.plotting` draws it.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxclip import checkpoints, config, losses, nn, processing, reference, similarity
+    from jaxclip import checkpoints, config, losses, nn, plotting, processing, reference, similarity
     from jaxclip.checkpoints import CheckpointError
     from jaxclip.clip import Clip, load
+    from jaxclip.compilation_cache import enable_compilation_cache
     from jaxclip.config import CLIPConfig, TextConfig, VisionConfig
     from jaxclip.processing import ImageError
     from jaxclip.similarity import cosine_similarity
+    from jaxclip.streaming import EncodedBatch
+    from jaxclip.tasks.index import Index, embed_folder
     from jaxclip.tasks.search import search
+    from jaxclip.tasks.similarity_matrix import similarity_matrix
 
 __version__ = "0.1.0"
 
@@ -32,38 +37,50 @@ _EXPORTS = {
     "CLIPConfig": "config",
     "CheckpointError": "checkpoints.errors",
     "Clip": "clip",
+    "EncodedBatch": "streaming",
     "ImageError": "processing",
+    "Index": "tasks.index",
     "TextConfig": "config",
     "VisionConfig": "config",
     "checkpoints": "checkpoints",
     "config": "config",
     "cosine_similarity": "similarity",
+    "embed_folder": "tasks.index",
+    "enable_compilation_cache": "compilation_cache",
     "load": "clip",
     "losses": "losses",
     "nn": "nn",
+    "plotting": "plotting",
     "processing": "processing",
     "reference": "reference",
     "search": "tasks.search",
     "similarity": "similarity",
+    "similarity_matrix": "tasks.similarity_matrix",
 }
 
 __all__ = [
     "CLIPConfig",
     "CheckpointError",
     "Clip",
+    "EncodedBatch",
     "ImageError",
+    "Index",
     "TextConfig",
     "VisionConfig",
     "checkpoints",
     "config",
     "cosine_similarity",
+    "embed_folder",
+    "enable_compilation_cache",
     "load",
     "losses",
     "nn",
+    "plotting",
     "processing",
     "reference",
     "search",
     "similarity",
+    "similarity_matrix",
 ]
 
 

@@ -1,0 +1,346 @@
+"""Pictures of what was found: a heat map of similarities, a contact sheet of photos.
+
+Matplotlib figures, made without pyplot: no display is needed and no state of the caller's is touched. `jaxclip[plot]`
+has matplotlib. Names and texts may hold anything: what the font has no glyph for is drawn as a box.
+"""
+
+import importlib.util
+import math
+import os
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
+
+# Pixels an inch: photos are drawn pixel by pixel at this resolution, and lengths below are in these pixels.
+DPI = 150
+# More of each would not be readable, or would be no picture any more; a note in the picture says so.
+MOST_TEXTS, MOST_IMAGES, MOST_HITS = 200, 60, 100
+
+_MARGIN = 24
+_GREY = "#666666"
+
+
+def require_matplotlib() -> None:
+    """Raises ImportError, with the mend, where matplotlib is missing; takes no time where it isn't."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('pictures are drawn by matplotlib, which is not installed: pip install "jaxclip[plot]"')
+
+
+def similarity_heat_map(
+    values: Float[np.ndarray, "texts images"], texts: Sequence[str], images: Sequence[Picture]
+) -> "Figure":
+    """The heat map of the CLIP article, labelled: texts down, images across, and the number in every cell that has
+    room for it.
+
+    `images` are paths (whose names are written below), Pillow images or uint8 arrays; photos are turned as their EXIF
+    orientation says. Of more than 200 texts and 60 images the first are drawn, and a note says so. Raises ValueError
+    when `values` is empty or has not a row for each text and a column for each image.
+    """
+    require_matplotlib()
+    values = np.asarray(values, np.float64)
+    if values.shape != (len(texts), len(images)) or not values.size:
+        raise ValueError(
+            f"values must have a row for each text and a column for each image, at least one of both: got "
+            f"{values.shape} for {len(texts)} texts and {len(images)} images"
+        )
+    notes = [
+        f"the first {most:,} of {n:,} {what}"
+        for n, most, what in ((len(texts), MOST_TEXTS, "texts"), (len(images), MOST_IMAGES, "images"))
+        if n > most
+    ]
+    values, texts, images = values[:MOST_TEXTS, :MOST_IMAGES], texts[:MOST_TEXTS], images[:MOST_IMAGES]
+    rows, columns = values.shape
+
+    # The whole of a small matrix fits a page's width; the cells of a large one shrink until a label just fits.
+    across, down = round(min(120, max(45, 1800 / columns))), round(min(84, max(26, 1500 / rows)))
+    label_size = 8.5 if down >= 30 else 7.5
+    lines = 3 if down >= 75 else 2 if down >= 50 else 1
+    labels = [_wrapped(_drawable(text), label_size, 520, lines) for text in texts]
+    names = [_shortened(_drawable(_name(image)), 7.5, 260) for image in images]
+    left = _MARGIN + 14 + math.ceil(max(_width(line, label_size) for label in labels for line in label.split("\n")))
+    below = 14 + math.ceil(max(_width(name, 7.5) for name in names))
+    above = _MARGIN + across
+    note = f"Drawn: {' and '.join(notes)}." if notes else ""
+    low, high = float(values.min()), float(values.max())
+    right = 170 if high > low else _MARGIN  # For the scale.
+    width = max(left + columns * across + right, math.ceil(_width(note, 8)) + 2 * _MARGIN)
+    height = above + rows * down + below + _MARGIN + (30 if note else 0)
+    figure, page = _page(width, height)
+
+    for i, image in enumerate(images):
+        thumbnail = _thumbnail(image, across - 6, across - 6)
+        height_of, width_of = thumbnail.shape[:2]
+        _draw(page, thumbnail, left + i * across + (across - width_of) // 2, above - 4 - height_of)
+    axes = _axes(figure, left, above, columns * across, rows * down)
+    drawn = axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(rows), labels, fontproperties=_font(label_size), parse_math=False)
+    axes.set_xticks(range(columns), names, fontproperties=_font(7.5), rotation=90, parse_math=False)
+    axes.tick_params(length=0, pad=5)
+    axes.spines[:].set_visible(False)
+
+    numbers = [[_number(value) for value in row] for row in values]
+    longest = max((number for row in numbers for number in row), key=len)
+    sizes = (size for size in (9, 8, 7, 6) if _width(longest, size) <= 0.86 * across and size * DPI / 72 <= 0.8 * down)
+    if size := next(sizes, None):
+        for i, row in enumerate(numbers):
+            for j, number in enumerate(row):
+                # Whichever has more contrast with the cell (WCAG 2: above and below a luminance of 0.18).
+                red, green, blue, _ = drawn.to_rgba(values[i, j])
+                luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+                color = "black" if luminance > 0.18 else "white"
+                axes.text(j, i, number, ha="center", va="center_baseline", color=color, fontproperties=_font(size))
+    if high > low:
+        # As high as the cells; with few of them as high as the photos above them, too.
+        top, bar = (above, rows * down) if rows * down >= 200 else (_MARGIN, above - _MARGIN + rows * down)
+        bar = min(bar, 900)
+        scale = _axes(figure, left + columns * across + 24, top, 22, bar)
+        figure.colorbar(drawn, cax=scale)
+        scale.set_ylabel("cosine similarity" if bar > 240 else "cosine\nsimilarity", fontproperties=_font(8))
+        scale.tick_params(length=3)
+        for label in scale.get_yticklabels():
+            label.set_fontproperties(_font(7.5))
+        scale.locator_params(nbins=max(2, bar // 90))
+    if note:
+        _text(page, _MARGIN, height - _MARGIN, note, 8, color=_GREY)
+    return figure
+
+
+def contact_sheet(
+    images: Sequence[Picture],
+    scores: Sequence[float] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    title: str = "",
+    query: Picture | None = None,
+) -> "Figure":
+    """Photos in the order given, row by row, each with its rank, its score and its name (by default the file's).
+
+    `title` stands above, next to `query`, the image that was searched for. `images` are paths, Pillow images or uint8
+    arrays; photos are turned as their EXIF orientation says, and one that can't be read leaves a grey field with a
+    cross. Of more than 100 the first are drawn, and a note says so. Raises ValueError without images, or when there are
+    not as many `scores` or `names`.
+    """
+    require_matplotlib()
+    names = [_name(image) for image in images] if names is None else names
+    if not images or len(names) != len(images) or (scores is not None and len(scores) != len(images)):
+        raise ValueError(
+            f"a contact sheet needs at least one image, and a score and a name for each: got {len(images)} images, "
+            f"{'no' if scores is None else len(scores)} scores and {len(names)} names"
+        )
+    note = f"Drawn: the first {MOST_HITS} of {len(images):,}." if len(images) > MOST_HITS else ""
+    images = images[:MOST_HITS]
+    side, gap, caption = 270, 24, 62
+    columns = min(len(images), 10, math.ceil(math.sqrt(2 * len(images))))
+    width = max(2 * _MARGIN + columns * (side + gap) - gap, 640)
+
+    thumbnails = [_thumbnail(image, side, side) for image in images]
+    rows = [thumbnails[i : i + columns] for i in range(0, len(images), columns)]
+    heights = [max(len(thumbnail) for thumbnail in row) for row in rows]
+    asked = _thumbnail(query, 150, 150) if query is not None else None
+    indent = _MARGIN + (asked.shape[1] + 18 if asked is not None else 0)
+    heading = _wrapped(_drawable(title), 12, width - indent - _MARGIN, 3, bold=True)
+    head = max(30 * (heading.count("\n") + 1) if heading else 0, len(asked) if asked is not None else 0)
+    top = _MARGIN + (head + 22 if head else 0)
+    height = top + sum(heights) + len(rows) * (caption + gap) + (30 if note else 0)
+    figure, page = _page(width, height)
+
+    if asked is not None:
+        _draw(page, asked, _MARGIN, _MARGIN)
+    if heading:
+        middle = _MARGIN + head / 2
+        _text(page, indent, middle, heading, 12, bold=True, va="center", linespacing=1.25)
+    for row, (line, tallest) in enumerate(zip(rows, heights, strict=True)):
+        for column, thumbnail in enumerate(line):
+            i, x, bottom = row * columns + column, _MARGIN + column * (side + gap), top + tallest
+            _draw(page, thumbnail, x, bottom - len(thumbnail))
+            _text(page, x, bottom + 26, f"{i + 1}", 9, bold=True)
+            if scores is not None:
+                _text(page, x + _width(f"{i + 1}", 9, bold=True) + 14, bottom + 26, _number(scores[i], 4), 9)
+            _text(page, x, bottom + 50, _shortened(_drawable(names[i]), 7.5, side), 7.5, color=_GREY)
+        top += tallest + caption + gap
+    if note:
+        _text(page, _MARGIN, height - _MARGIN, note, 8, color=_GREY)
+    return figure
+
+
+def _page(width: int, height: int) -> "tuple[Figure, Axes]":
+    """A white figure, and axes over all of it in pixels from its upper left corner."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    page = _axes(figure, 0, 0, width, height)
+    page.set_axis_off()
+    page.set_xlim(0, width)
+    page.set_ylim(height, 0)
+    page.set_autoscale_on(False)
+    return figure, page
+
+
+def _axes(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """In pixels from the figure's upper left corner."""
+    full_width, full_height = figure.get_size_inches() * DPI
+    below = full_height - top - height
+    return figure.add_axes((left / full_width, below / full_height, width / full_width, height / full_height))
+
+
+def _draw(page: "Axes", pixels: UInt8[np.ndarray, "height width 3"], x: int, y: int) -> None:
+    """The image, pixel by pixel, with its upper left corner at x, y."""
+    height, width = pixels.shape[:2]
+    page.imshow(pixels, extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest")
+
+
+def _thumbnail(image: Picture, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The image as large as fits; a grey field in place of one that can't be read."""
+    try:
+        opened = _opened(image, 2 * max(width, height))
+    except Exception:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and more.
+        return np.asarray(_unreadable(width, height))
+    scale = min(width / opened.width, height / opened.height)
+    size = max(1, round(scale * opened.width)), max(1, round(scale * opened.height))
+    return np.asarray(opened.resize(size, Image.Resampling.LANCZOS))
+
+
+def _opened(image: Picture, enough: int) -> Image.Image:
+    """In RGB, upright, on white where it is transparent; a JPEG file decoded no larger than `enough` asks for."""
+    if isinstance(image, np.ndarray):
+        opened = Image.fromarray(image)
+    elif isinstance(image, Image.Image):
+        opened = image
+    else:
+        with Image.open(image) as opened:
+            opened.draft("RGB", (enough, enough))
+            opened.load()
+    opened = ImageOps.exif_transpose(opened)
+    if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
+        # Deep grey: from its darkest to its brightest, where Pillow would cut at 255.
+        grey = np.asarray(opened, np.float64)
+        grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-9)
+        opened = Image.fromarray((255 * grey).astype(np.uint8))
+    if opened.has_transparency_data:
+        opened = opened.convert("RGBA")
+        opened = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened)
+    return opened.convert("RGB")
+
+
+def _unreadable(width: int, height: int) -> Image.Image:
+    """A grey field with a cross."""
+    from PIL import ImageDraw
+
+    field = Image.new("RGB", (width, height), "#e4e4e4")
+    pen = ImageDraw.Draw(field)
+    pen.line((0, 0, width, height), fill="#b0b0b0", width=2)
+    pen.line((0, height, width, 0), fill="#b0b0b0", width=2)
+    return field
+
+
+def _name(image: Picture) -> str:
+    return Path(image).name if isinstance(image, str | os.PathLike) else ""
+
+
+def _number(value: float, digits: int = 2) -> str:
+    """With a true minus sign, and none before zero."""
+    return f"{round(float(value), digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _text(page: "Axes", x: float, y: float, text: str, size: float, *, bold: bool = False, va: str = "baseline", **how):
+    # Not as mathematics, which a dollar sign in a file's name would begin.
+    page.text(x, y, text, fontproperties=_font(size, bold=bold), va=va, parse_math=False, **how)
+
+
+def _font_file(bold: bool = False) -> str:
+    """DejaVu Sans comes with matplotlib: the same picture whatever fonts and settings a machine has."""
+    import matplotlib
+
+    return os.path.join(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' if bold else ''}.ttf")
+
+
+def _font(size: float, *, bold: bool = False) -> "FontProperties":
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(fname=_font_file(bold), size=size)
+
+
+@cache
+def _glyphs(bold: bool = False) -> frozenset[int]:
+    from matplotlib.font_manager import get_font
+
+    return frozenset(get_font(_font_file(bold)).get_charmap())
+
+
+@cache
+def _renderer() -> "RendererAgg":
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(1, 1, DPI)
+
+
+def _width(text: str, size: float, *, bold: bool = False) -> float:
+    """Of drawable text, in pixels."""
+    return _renderer().get_text_width_height_descent(text, _font(size, bold=bold), ismath=False)[0]
+
+
+def _drawable(text: str) -> str:
+    """On one line, with a box for each character that the font can't draw."""
+    joined = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFC", text))
+    # Joiners and variation selectors are invisible beside the glyphs that they would change.
+    seen = (c for c in joined if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+    glyphs = _glyphs() & _glyphs(bold=True)
+    return "".join(c if c.isprintable() and ord(c) in glyphs else "\N{WHITE SQUARE}" for c in seen)
+
+
+def _shortened(
+    text: str, size: float, width: float, *, at: Literal["middle", "end"] = "middle", bold: bool = False
+) -> str:
+    """With "…" for what doesn't fit the width: a name's beginning and end tell it from others."""
+    if _width(text, size, bold=bold) <= width:
+        return text
+    fitting, too_long = 0, len(text)
+    while too_long - fitting > 1:
+        kept = (fitting + too_long) // 2
+        fits = _width(_ellipsis(text, kept, at), size, bold=bold) <= width
+        fitting, too_long = (kept, too_long) if fits else (fitting, kept)
+    return _ellipsis(text, fitting, at)
+
+
+def _ellipsis(text: str, kept: int, at: Literal["middle", "end"]) -> str:
+    tail = kept // 2 if at == "middle" else 0
+    return f"{text[: kept - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
+
+
+def _wrapped(text: str, size: float, width: float, lines: int, *, bold: bool = False) -> str:
+    """In at most so many lines, about equally long, and broken between words where that is possible."""
+    widest = _broken(text, size, width, lines, bold)
+    if len(widest) > 1 and "…" not in "".join(widest):
+        for share in (0.6, 0.7, 0.8, 0.9):
+            narrow = _broken(text, size, share * width, len(widest), bold)
+            if "…" not in "".join(narrow):
+                return "\n".join(narrow)
+    return "\n".join(widest)
+
+
+def _broken(text: str, size: float, width: float, lines: int, bold: bool) -> list[str]:
+    """With as many words on each line as fit."""
+    done: list[str] = []
+    rest = text.strip()
+    while rest and len(done) < lines - 1 and _width(rest, size, bold=bold) > width:
+        words = rest.split(" ")
+        fitting = 1
+        while fitting < len(words) and _width(" ".join(words[: fitting + 1]), size, bold=bold) <= width:
+            fitting += 1
+        done.append(_shortened(" ".join(words[:fitting]), size, width, at="end", bold=bold))
+        rest = " ".join(words[fitting:])
+    return [*done, _shortened(rest, size, width, at="end", bold=bold)] if rest else done

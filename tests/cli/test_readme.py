@@ -1,0 +1,32 @@
+"""The README's commands, one after the other, do what is written there."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import jaxclip
+from jaxclip.cli import main
+
+README = (Path(jaxclip.__file__).parents[1] / "README.md").read_text()
+
+
+def test_commands(folder, captions, model, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr("jaxclip.cli.options.DEFAULT_MODEL", model)
+    shutil.copy(folder / "chelsea.png", "query.jpg")
+    commands = re.findall(r"^jaxclip (.*)$", README, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["embed", "search", "search", "search", "similarity"]
+    printed = []
+    for command in commands:
+        arguments = [model if word == "MODEL" else word for word in shlex.split(command, comments=True)]
+        assert main(arguments) == 0, command
+        printed.append(capsys.readouterr().out)
+    assert printed[0].startswith("index/: 2 photos (added 2")
+    assert len(printed[1].splitlines()) == 2
+    assert Path(printed[2].split()[2]).name == "chelsea.png"
+    assert len(json.loads(printed[3])["hits"]) == 3
+    assert printed[4] == "matrix.png and matrix.csv: 3 texts, 2 images\n"
+    assert Path("hits.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("matrix.png").read_bytes().startswith(b"\x89PNG")
