@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxclip.clip import Clip
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
+_PLAIN = "\0 "  # Before a word that is no option whatever it begins with; no shell can pass it.
 DTYPES = ("float32", "tensorfloat32", "bfloat16", "float16")
 
 
@@ -29,11 +30,19 @@ class CommandParser(Parser):
     def parse_known_args(self, args: Any = None, namespace: Any = None):  # pyright: ignore[reportIncompatibleMethodOverride]
         if self._inside:  # `parse_known_intermixed_args` comes back here.
             return super().parse_known_args(args, namespace)
+        if "--" in args:
+            # argparse forgets what these words stand behind. A word with a space in it is no option to it.
+            end = args.index("--")
+            args = [*args[:end], *(_PLAIN + word for word in args[end + 1 :])]
         self._inside = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, rest = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._inside = False
+        for name, value in vars(found).items():
+            if isinstance(value, str):
+                setattr(found, name, value.removeprefix(_PLAIN))
+        return found, [word.removeprefix(_PLAIN) for word in rest]
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, indexed: bool = False) -> None:

@@ -86,6 +86,8 @@ def test_every_direction_is_the_librarys_with_no_tower_more(
         ["a cat", "--top", "1", "PHOTOS", "--model", "MODEL"],
         ["--top", "1", "a cat", "--model", "MODEL", "PHOTOS"],
         ["--model", "MODEL", "--top=1", "a cat", "PHOTOS"],
+        ["--model", "MODEL", "--top", "1", "--", "-a", "PHOTOS"],
+        ["--top", "1", "PHOTOS", "--model", "MODEL", "--image", "QUERY", "--"],
         ["--image", "QUERY", "PHOTOS", "--top", "1", "--model", "MODEL"],
         ["PHOTOS", "--top", "1", "--model", "MODEL", "--image", "QUERY"],
     ],
