@@ -11,8 +11,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 class Augmentation:
     """A random crop resized to the model's size, and what else is to change, drawn anew for each image.
 
-    - `scale`: the crop's part of the image's area, from and to
-    - `ratio`: its width divided by its height, from and to, on a logarithmic scale
+    - `ratio`: the crop's width divided by its height, from and to, on a logarithmic scale
+    - `scale`: its part of the area that a crop of that ratio can have at most, from and to
     - `flip`: the probability of a mirror image. Captions with "left" in them are then wrong.
     - `jitter`: how far brightness, contrast, saturation (factors 1 ± jitter) and hue (± jitter / 4 of the circle)
       change, in random order
@@ -20,13 +20,15 @@ class Augmentation:
       from 0.1 to 2 pixels
 
     The defaults are CLIP's: "a random square crop from resized images is the only data augmentation" (arXiv
-    2103.00020, section 2.3), by open_clip's numbers. The operations are torchvision's on PIL images.
+    2103.00020, section 2.3), with open_clip's scale. But for what scale means the operations are torchvision's on PIL
+    images: there it is of the whole image, and the middle is taken where such a crop doesn't fit, which at 0.9 of a 3:2
+    photo is always.
 
     Raises ValueError for probabilities and ranges that are none.
     """
 
     scale: tuple[float, float] = (0.9, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
     jitter: float = 0.0
     jitter_probability: float = 1.0
@@ -64,21 +66,19 @@ class Augmentation:
     def _crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Left, top, width and height, in pixels."""
         low, high = map(math.log, self.ratio)
-        for _ in range(10):  # Tries as in torchvision's RandomResizedCrop; then the largest that fits, in the middle.
-            area = width * height * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(low, high))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
-        return (width - w) // 2, (height - h) // 2, w, h
+        ratio = math.exp(rng.uniform(low, high))
+        largest = min(width, height * ratio)
+        wide = largest * math.sqrt(rng.uniform(*self.scale))
+        w, h = (max(1, round(edge)) for edge in (wide, wide / ratio))
+        return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
 
 
 # SimCLR's with colour distortion of strength 1 (arXiv 2002.05709, appendix A).
 AUGMENTATIONS = {
     "clip": Augmentation(),
-    "simclr": Augmentation(scale=(0.08, 1.0), flip=0.5, jitter=0.8, jitter_probability=0.8, grey=0.2, blur=0.5),
+    "simclr": Augmentation(
+        scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, jitter=0.8, jitter_probability=0.8, grey=0.2, blur=0.5
+    ),
 }
 
 

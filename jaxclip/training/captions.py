@@ -171,6 +171,8 @@ def _listed(file: Path, split: str | None) -> dict[str, list[str]]:
                 raise ValueError(f"{file}: line {number}: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: no UTF-8 text ({error}); save it so") from error
+    except csv.Error as error:
+        raise ValueError(f"{file}: no CSV ({error})") from error
     if split is not None and split not in splits:
         raise ValueError(f"{file}: no line of the split {split!r}; it has {sorted(map(str, splits))}")
     if not listed:

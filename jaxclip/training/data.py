@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jaxtyping import Float, Float32
@@ -61,11 +60,15 @@ class Batches(Iterator[Batch]):
     - `augmentation`: of the images, by default none: each as for inference
     - `views`: how many augmentations of each image, 1 or 2
     - `text_length`: tokens, by default all that the tokenizer allows; longer captions are cut
-    - `epochs`: how often each sample comes, or None
+    - `epochs`: how often each sample comes, or None for a stream without end, which several processes should have:
+      some may have a sample more than others
     - `process_index`, `process_count`: each process has every `process_count`-th sample of an epoch; by default JAX's
     - `threads`: that read and decode, by default one for each processor
 
-    Raises ValueError for arguments that don't fit, and, from the iterator, when not one sample of an epoch can be used.
+    As an attribute, `samples` is the number of an epoch's in this process.
+
+    Raises ValueError for arguments that don't fit, and, from the iterator, when not one sample of an epoch can be used;
+    ImportError without grain, which the extra "train" installs.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class Batches(Iterator[Batch]):
         process_count: int | None = None,
         threads: int | None = None,
     ):
+        import grain  # Takes a second or two; who brings their own batches needs none of it.
+
         index = jax.process_index() if process_index is None else process_index
         count = jax.process_count() if process_count is None else process_count
         threads = threads or os.cpu_count() or 1
@@ -94,20 +99,19 @@ class Batches(Iterator[Batch]):
             raise ValueError(f"process {index} of {count} has no part in {len(source)} samples")
         if image_features is not None and len(image_features) != len(source):
             raise ValueError(f"image_features has {len(image_features)} rows, and the source {len(source)} samples")
-        if (image_features is None) == (image_processor is None):
-            raise ValueError("pass either image_processor or image_features")
-        if views not in (1, 2) or (views == 2 and (augmentation is None or image_features is not None)):
-            raise ValueError("views must be 1, or 2 with an augmentation, of images")
+        if views not in (1, 2) or (views == 2 and augmentation is None):
+            raise ValueError(f"views must be 1, or 2 with an augmentation, got {views}")
+        if image_processor is not None and image_features is None:
+            images = _Pixels(image_processor, augmentation, views)
+        elif image_features is not None and image_processor is None and augmentation is None:
+            images = _Features(image_features)
+        else:
+            raise ValueError("pass either image_processor, with augmentation or without, or image_features")
 
         self.samples = len(range(index, len(source), count))
         self.skipped = self._in_a_row = 0
         self.bad_samples: list[BadSample] = []
         self._of = {"seed": seed, "samples": len(source), "batch_size": batch_size, "process": [index, count]}
-        images = (
-            _Features(image_features)
-            if image_features is not None
-            else _Pixels(image_processor or ImageProcessor(), augmentation, views)
-        )
         texts = _Texts(tokenizer, text_length) if tokenizer else None
         read = _Reader(source, images, texts, seed)
         # Shuffled before it is shared out: every process then sees all images in the course of the epochs.

@@ -130,7 +130,10 @@ def _index(path: Path) -> _Part:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxclip" / "shards"
     kept = folder / f"{name}.npz"
     # What is damaged is made anew.
-    with contextlib.suppress(OSError, ValueError, KeyError, BadZipFile), np.load(kept, allow_pickle=False) as file:
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+        np.load(kept, allow_pickle=False) as file,
+    ):
         return _Part(file["keys"], file["places"])
     part = _indexed(path)
     with contextlib.suppress(OSError):
@@ -167,7 +170,7 @@ def _members(path: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
             for member in tar:
                 folder, _, file = member.name.rpartition("/")
                 key, _, extension = file.partition(".")
-                if member.isreg() and extension.lower() in (*_IMAGES, *_TEXTS):
+                if key and member.isreg() and extension.lower() in (*_IMAGES, *_TEXTS):
                     yield f"{folder}/{key}" if folder else key, extension.lower(), (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise ValueError(f"{path}: no uncompressed tar, or damaged ({error}); unpack .tar.gz to .tar") from error
