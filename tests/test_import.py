@@ -26,6 +26,7 @@ ROWS = {
     "streaming": 3.4,
     "clip": 4,
     "tasks": 5,
+    "training": 5.5,
     "cli": 6,
 }
 

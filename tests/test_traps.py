@@ -162,7 +162,7 @@ def trap(number, mistake, case, tensor, step_in):
         trap(1, "largest id, not EOS", "first_eos", "text.features", code(TextConfig, "pooling", "largest_id")),
         trap(1, "CLIP's rule for MetaCLIP 2", "metaclip_2", "text.features", code(TextConfig, "pooling", by_eos_alone)),
         trap(1, "last EOS, not first", "first_eos", "text.features",
-             code(TextTransformer, "_pooled_position", last_eos)),
+             code(TextTransformer, "pooled_position", last_eos)),
         trap(2, "text sees its future", "first_eos", "text.features", code(jnp, "tril", lambda mask: mask)),
         trap(2, "attention_mask ignored", "first_eos", "masked_text.last_hidden_state",
              wrapped(TextTransformer, "__call__", without_mask)),
