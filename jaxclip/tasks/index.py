@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from jaxclip.batching import batch_sizes, padded, split
+from jaxclip.batching import padded, split
 from jaxclip.clip import Clip
 from jaxclip.similarity import TopK, top_k
 from jaxclip.tasks.blocks import ROWS, Record
@@ -23,8 +23,8 @@ from jaxclip.tasks.manifest import NAME, Manifest, ModelIdentity, is_index
 from jaxclip.tasks.photos import Skipped, files_under, stream_photos
 from jaxclip.tasks.writer import LOCK, IndexWriter, blocks_of, discard_leftovers, locked
 
-# Queries that are compared with a block at a time: 4 MiB of scores. Fewer are filled up to one of a few numbers.
-_QUERIES = batch_sizes(256)
+# Numbers of queries that are compared with a block at a time, at most 4 MiB of scores; others are filled up to one.
+_QUERIES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 
 class Index:
