@@ -67,8 +67,8 @@ class Objective:
 
 @dataclass(frozen=True)
 class CLIPObjective(Objective):
-    """Image i finds text i among all texts, and text i image i (arXiv 2103.00020, figure 3). With `caption_ids`, rows of
-    one id share the probability. `chunk_size`: the loss's memory, see `jaxclip.losses`."""
+    """Image i finds text i among all texts, and text i image i (arXiv 2103.00020, figure 3). With `caption_ids`, rows
+    of one id share the probability. `chunk_size`: the loss's memory, see `jaxclip.losses`."""
 
     chunk_size: int | None = None
 
@@ -76,7 +76,7 @@ class CLIPObjective(Objective):
         images, texts = _image_and_text_features(model, batch, microbatch, remat)
         ids = batch.get("caption_ids")
         targets = None if ids is None else ids[:, None] == ids[None, :]
-        return clip_loss(images, texts, model.logit_scale[...], targets, chunk_size=self.chunk_size), {}, extras
+        return clip_loss(images, texts, _logit_scale(model), targets, chunk_size=self.chunk_size), {}, extras
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class SigLIPObjective(Objective):
     def __call__(self, model, head, batch, extras, key, *, microbatch=None, remat=False):
         images, texts = _image_and_text_features(model, batch, microbatch, remat)
         bias = head["logit_bias"]
-        loss = siglip_loss(images, texts, model.logit_scale[...], bias, chunk_size=self.chunk_size)
+        loss = siglip_loss(images, texts, _logit_scale(model), bias, chunk_size=self.chunk_size)
         return loss, {"logit_bias": bias}, extras
 
 
@@ -165,6 +165,12 @@ def _image_and_text_features(
         return batch["image_features"], text_features
     encode_image = _encoded(lambda model, *rows: model.encode_image(*rows, remat=remat), microbatch)
     return encode_image(model, batch["pixels"]), text_features
+
+
+def _logit_scale(model: CLIP) -> Float[Array, ""]:
+    if model.logit_scale is None:
+        raise ValueError("this model has no logit scale, since it hasn't both towers")
+    return model.logit_scale[...]
 
 
 def _two_views(batch: Batch, augment: Augment | None, key: Key[Array, ""]) -> Float[Array, "n 2 height width channels"]:

@@ -72,7 +72,7 @@ def decay_mask(parameters: dict[str, Any]) -> dict[str, bool]:
 
 
 def layer_factors(names: Any, decay: float) -> dict[str, float]:
-    """What each parameter's update is multiplied by: decay^(depth + 1 − layer), as in BEiT (arXiv 2106.08254, appendix).
+    """What each parameter's update is multiplied by: decay^(depth + 1 − layer), as in BEiT (arXiv 2106.08254).
 
     Of a tower whose highest trained block is number depth − 1, embeddings and the norm before the blocks are layer 0,
     block n is layer n + 1, and what comes after is layer depth + 1, as is all that is in no tower.
@@ -87,12 +87,10 @@ def layer_factors(names: Any, decay: float) -> dict[str, float]:
         tower = name.split(".")[0]
         if tower not in depths:
             return 1.0
-        depth, block = depths[tower], _block(name)
-        if block:
-            layer = block[1] + 1
-        else:
-            layer = 0 if "embedding" in name or ".pre_norm." in name else depth + 1
-        return decay ** (depth + 1 - layer)
+        depth = depths[tower]
+        if block := _block(name):
+            return decay ** (depth - block[1])
+        return decay ** (depth + 1) if "embedding" in name or ".pre_norm." in name else 1.0
 
     return {name: factor(name) for name in names}
 
