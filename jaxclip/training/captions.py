@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -34,6 +34,7 @@ class Sample:
     captions: tuple[str, ...]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Image-text pairs by number, from several threads at a time.
 

@@ -8,7 +8,7 @@ from jaxclip.training.augmentation import AUGMENTATIONS, Augmentation, _hue_shif
 
 BICUBIC = Image.Resampling.BICUBIC
 # All of a photo of 3:2.
-NONE = Augmentation(scale=(1, 1), ratio=(3 / 2, 3 / 2))
+NONE = Augmentation(scale=(1.0, 1.0), ratio=(3 / 2, 3 / 2))
 
 
 def photo(width=60, height=40):
@@ -33,7 +33,7 @@ def test_same_generator_same_image(name):
 
 
 def test_presets():
-    assert AUGMENTATIONS["clip"] == Augmentation(scale=(0.9, 1.0), ratio=(1, 1))
+    assert AUGMENTATIONS["clip"] == Augmentation(scale=(0.9, 1.0), ratio=(1.0, 1.0))
     simclr = AUGMENTATIONS["simclr"]
     assert (simclr.scale, simclr.ratio, simclr.flip, simclr.jitter, simclr.jitter_probability) == (
         (0.08, 1),
@@ -95,7 +95,7 @@ def test_nothing_outside_of_a_crop_bleeds_in():
 
 
 def test_flips_half_of_them():
-    images = made(Augmentation(scale=(1, 1), ratio=(3 / 2, 3 / 2), flip=0.5), 400)
+    images = made(Augmentation(scale=(1.0, 1.0), ratio=(3 / 2, 3 / 2), flip=0.5), 400)
     plain = made(NONE, 1)[0]
     flipped = (images == plain[:, ::-1]).all(axis=(1, 2, 3))
     assert ((images == plain).all(axis=(1, 2, 3)) ^ flipped).all()
@@ -103,7 +103,7 @@ def test_flips_half_of_them():
 
 
 def test_greyscale():
-    images = made(Augmentation(scale=(1, 1), ratio=(3 / 2, 3 / 2), grey=0.2), 400)
+    images = made(Augmentation(scale=(1.0, 1.0), ratio=(3 / 2, 3 / 2), grey=0.2), 400)
     grey = (images == images[..., :1]).all(axis=(1, 2, 3))
     assert 48 < grey.sum() < 112
     red, green, blue = np.moveaxis(made(NONE, 1)[0], -1, 0)
@@ -112,27 +112,27 @@ def test_greyscale():
 
 
 def test_jitter_changes_brightness_around_the_same_mean():
-    images = made(Augmentation(scale=(1, 1), ratio=(3 / 2, 3 / 2), jitter=0.4), 300)
+    images = made(Augmentation(scale=(1.0, 1.0), ratio=(3 / 2, 3 / 2), jitter=0.4), 300)
     brightness = images.mean(axis=(1, 2, 3))
     plain = made(NONE, 1).mean()
     assert brightness.mean() == pytest.approx(plain, rel=0.05)
     # Brightness alone is uniform in 1 ± 0.4, of standard deviation 0.23.
     assert brightness.std() / plain == pytest.approx(0.23, abs=0.05)
-    some = made(Augmentation(scale=(1, 1), ratio=(3 / 2, 3 / 2), jitter=0.4, jitter_probability=0.5), 300)
+    some = made(Augmentation(scale=(1.0, 1.0), ratio=(3 / 2, 3 / 2), jitter=0.4, jitter_probability=0.5), 300)
     unchanged = (some == made(NONE, 1)).all(axis=(1, 2, 3))
     assert 110 < unchanged.sum() < 190
 
 
 def test_hue():
     red = Image.new("RGB", (2, 2), (200, 0, 0))
-    for shift, colour in ((0, (200, 0, 0)), (1 / 3, (0, 200, 0)), (-1 / 3, (0, 0, 200)), (1, (200, 0, 0))):
+    for shift, colour in ((0.0, (200, 0, 0)), (1 / 3, (0, 200, 0)), (-1 / 3, (0, 0, 200)), (1.0, (200, 0, 0))):
         found = np.asarray(_hue_shifted(red, shift))[0, 0]
         np.testing.assert_allclose(found, colour, atol=6)  # 1/3 is 85 of 256 steps.
 
 
 def test_blur_takes_the_edges_and_keeps_the_mean():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8))
-    images = made(Augmentation(scale=(1, 1), ratio=(3 / 2, 3 / 2), blur=0.5), 200, noise, size=(32, 48))
+    images = made(Augmentation(scale=(1.0, 1.0), ratio=(3 / 2, 3 / 2), blur=0.5), 200, noise, size=(32, 48))
     contrast = images.std(axis=(1, 2, 3)) / np.asarray(noise).std()
     assert 65 < (contrast < 0.999).sum() < 135
     assert contrast.min() < 0.3
@@ -144,10 +144,10 @@ def test_blur_takes_the_edges_and_keeps_the_mean():
     [
         ({"flip": 1.1}, "flip must be a probability, got 1.1"),
         ({"blur": -0.1}, "blur must be a probability"),
-        ({"scale": (0, 1)}, "scale must be two parts"),
+        ({"scale": (0.0, 1.0)}, "scale must be two parts"),
         ({"scale": (0.9, 0.8)}, "scale must be two parts"),
-        ({"ratio": (2, 1)}, "ratio must be two positive numbers"),
-        ({"jitter": 2}, "jitter must be from 0 to 1, got 2"),
+        ({"ratio": (2.0, 1.0)}, "ratio must be two positive numbers"),
+        ({"jitter": 2.0}, "jitter must be from 0 to 1, got 2.0"),
     ],
 )
 def test_settings_that_mean_nothing(settings, message):

@@ -64,7 +64,7 @@ def test_what_is_in_a_batch(batches, clip, source):
             "image_ids": ((4,), "int32"),
             "caption_ids": ((4,), "int32"),
         }
-        for row, index in enumerate(batch["image_ids"]):
+        for row, index in enumerate(batch["image_ids"].tolist()):
             np.testing.assert_array_equal(batch["pixels"][row], clip.image_processor(source[index].image)[0])
             captions = clip.tokenizer(captions_of(index), padding="max_length").tolist()
             assert batch["token_ids"][row].tolist() in captions
@@ -182,7 +182,7 @@ def test_photos_are_turned_as_their_exif_says(batches, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # Upside down.
     image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "1.png", exif=exif)
-    for augmentation in (None, AUGMENTATIONS["clip"].__class__(scale=(1, 1), ratio=(1.2, 1.2))):
+    for augmentation in (None, AUGMENTATIONS["clip"].__class__(scale=(1.0, 1.0), ratio=(1.2, 1.2))):
         batch = next(batches(Photos(tmp_path), 2, tokenizer=None, augmentation=augmentation))
         np.testing.assert_array_equal(batch["pixels"][0], batch["pixels"][1])
 
