@@ -225,6 +225,18 @@ def test_bad_samples_are_counted_when_they_come_not_when_they_are_read_ahead(bat
     assert counts[0] < 2
 
 
+def test_samples_that_the_source_can_not_give_are_bad_ones(batches, with_bad_ones):
+    class Incomplete(CaptionedFolder):
+        def __getitem__(self, index):
+            if index == 6:
+                raise ValueError("6: the sample has no image")
+            return super().__getitem__(index)
+
+    some = batches(Incomplete(with_bad_ones.folder), 2, epochs=1)
+    assert sorted(chain(*(batch["image_ids"].tolist() for batch in some))) == [0, 1, 2, 4, 5, 7, 9, 10]
+    assert BadSample(6, "6: the sample has no image") in some.bad_samples
+
+
 def test_nothing_but_bad_samples(batches, tmp_path):
     captioned(tmp_path, 3)
     for path in (tmp_path / "images").iterdir():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cases import FOLDER
 from flax import nnx
+from PIL import Image
 from training.data_cases import captioned
 
 import jaxclip
@@ -147,3 +148,14 @@ def test_what_is_complete_is_only_read(clip, source, tmp_path, monkeypatch):
     np.testing.assert_array_equal(cache_image_features(clip, source, tmp_path / "cache"), made)
     with pytest.raises(PermissionError):
         cache_image_features(clip, source, tmp_path / "other")
+
+
+def test_photos_are_turned_as_their_exif_says(clip, source, tmp_path):
+    path = source.folder / "images/01.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3  # Upside down.
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_180).save(path, exif=exif)
+    made = cache_image_features(clip, CaptionedFolder(source.folder), tmp_path / "turned")
+    captioned(source.folder, 9)
+    np.testing.assert_array_equal(made, cache_image_features(clip, source, tmp_path / "upright"))
