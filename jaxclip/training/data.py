@@ -67,7 +67,7 @@ class Batches(Iterator[Batch]):
 
     As an attribute, `samples` is the number of an epoch's in this process.
 
-    Raises ValueError for arguments that don't fit, and, from the iterator, when not one sample of an epoch can be used;
+    Raises ValueError for arguments that don't fit, and, from the iterator, when one epoch or two have none to use;
     ImportError without grain, which the extra "train" installs.
     """
 
@@ -109,6 +109,8 @@ class Batches(Iterator[Batch]):
             raise ValueError("pass either image_processor, with augmentation or without, or image_features")
 
         self.samples = len(range(index, len(source), count))
+        if epochs is not None and self.samples * epochs < batch_size:
+            raise ValueError(f"{epochs} epochs of {self.samples} samples make no batch of {batch_size}")
         self.skipped = self._in_a_row = 0
         self.bad_samples: list[BadSample] = []
         self._of = {"seed": seed, "samples": len(source), "batch_size": batch_size, "process": [index, count]}
@@ -123,7 +125,11 @@ class Batches(Iterator[Batch]):
         self._batches = iter(dataset.batch(batch_size, drop_remainder=True))
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except StopIteration:
+            self._check_some_are_good(self.samples)
+            raise
 
     def get_state(self) -> dict[str, Any]:
         """Where it is, as JSON can hold it: `set_state` goes on with the next batch, in another process too."""
@@ -151,10 +157,14 @@ class Batches(Iterator[Batch]):
         self._in_a_row += 1
         if len(self.bad_samples) < _REASONS:
             self.bad_samples.append(sample)
-        if self._in_a_row >= self.samples:
-            reasons = "; ".join(sample.reason for sample in self.bad_samples[:3])
-            raise ValueError(f"not one of {self.samples} samples can be used: {reasons}")
+        # One good sample may come first in an epoch and last in the next.
+        self._check_some_are_good(2 * self.samples)
         return False
+
+    def _check_some_are_good(self, limit: int) -> None:
+        if self._in_a_row >= limit:
+            reasons = "; ".join(sample.reason for sample in self.bad_samples[:3])
+            raise ValueError(f"not one of the last {self._in_a_row} samples can be used: {reasons}")
 
 
 def open_source(path: str | os.PathLike, *, split: str | None = None) -> Source:

@@ -241,8 +241,18 @@ def test_nothing_but_bad_samples(batches, tmp_path):
     captioned(tmp_path, 3)
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"not one of 3 samples can be used: images/0.*; images/0.*; images/0"):
-        next(batches(CaptionedFolder(tmp_path)))
+    source = CaptionedFolder(tmp_path)
+    for epochs, number in ((None, 6), (1, 3)):
+        message = rf"not one of the last {number} samples can be used: images/0.*; images/0.*; images/0"
+        with pytest.raises(ValueError, match=message):
+            next(batches(source, 1, epochs=epochs))
+
+
+def test_one_good_sample_is_enough(batches, tmp_path):
+    captioned(tmp_path, 2)
+    (tmp_path / "images/01.png").write_bytes(b"")
+    some = batches(CaptionedFolder(tmp_path), 1)
+    assert [next(some)["image_ids"].tolist() for _ in range(20)] == [[0]] * 20
 
 
 @pytest.mark.parametrize("done", [0, 1, 5])
@@ -313,6 +323,7 @@ def test_arguments_that_do_not_fit(batches, clip, source):
         ({"image_features": features}, "pass either image_processor"),
         ({"image_processor": None}, "pass either image_processor"),
         ({"image_processor": None, "image_features": features[1:]}, "has 10 rows, and the source 11 samples"),
+        ({"epochs": 1, "batch_size": 12}, "1 epochs of 11 samples make no batch of 12"),
         ({"views": 2}, "2 with an augmentation"),
         ({"views": 3, "augmentation": AUGMENTATIONS["clip"]}, "views must be 1, or 2"),
         ({"image_processor": type(clip.image_processor)(do_center_crop=False)}, "images of different sizes"),
