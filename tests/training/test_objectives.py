@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_cases import FAST, IMAGES_ALONE, SIZES, TINY, compiled, model, pairs, views
+from training_cases import FAST, IMAGES_ALONE, TINY, compiled, model, pairs, views
 
-from jaxclip.config import CLIPConfig, TextConfig
 from jaxclip.losses import KeyQueue, clip_loss, moco_loss, momentum_update, nt_xent, siglip_loss
 from jaxclip.training import (
     CLIPObjective,
@@ -162,11 +161,8 @@ def test_views_are_drawn_from_the_key():
 def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match="must have `views`, got pixels, token_ids"):
         SimCLRObjective()(model(), None, pairs(), None, KEY)
+    features = {"image_features": jnp.ones((8, 8)), "token_ids": pairs()["token_ids"]}
     with pytest.raises(ValueError, match="no logit scale"):
-        text = model(
-            CLIPConfig(text=TextConfig(**SIZES, vocab_size=50, projection_dim=8, eos_token_id=49), vision=None)
-        )
-        features = {"image_features": jnp.ones((8, 8)), "token_ids": pairs()["token_ids"]}
-        CLIPObjective()(text, None, features, None, KEY)
+        CLIPObjective()(model(TINY.select("text")), None, features, None, KEY)
     with pytest.raises(NotImplementedError):
         Objective()(model(), None, pairs(), None, KEY)

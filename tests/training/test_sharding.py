@@ -20,8 +20,8 @@ from jaxclip.training.state import named_parameters
 
 SCRIPT = Path(__file__).with_name("sharded_training.py")
 ROOT = SCRIPT.parents[2]
-# Of the parameters' norm after four steps of AdamW, whose sums run over devices in another order.
-TOLERANCE = 4e-6
+# Of the parameters' norm after four steps of AdamW, whose sums run over devices in another order: the worst was 9.5e-7.
+TOLERANCE = 3e-6
 
 
 def start(devices, *arguments):
@@ -54,7 +54,6 @@ def figures(tmp_path_factory):
             output, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
             found.append(json.loads(output.splitlines()[-1]))
-        print(json.dumps(found))
         yield found[0], found[1:]
     finally:
         for process in started:
@@ -65,7 +64,7 @@ def figures(tmp_path_factory):
 def test_every_mesh_trains_as_one_device(figures):
     devices, _ = figures
     assert devices["moved"] > 0.01
-    assert len(devices["errors"]) == 5
+    assert len(devices["errors"]) == 4
     assert {name: error for name, error in devices["errors"].items() if not error < TOLERANCE} == {}
     wanted = devices["losses"]["one device"]
     assert len(wanted) == 4

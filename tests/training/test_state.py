@@ -96,6 +96,6 @@ def test_parts_that_cannot_be_frozen(settings, message):
 
 
 def test_masters_are_float32():
-    with pytest.raises(ValueError, match="and 4[0-9] more are bfloat16: train float32 parameters"):
+    with pytest.raises(ValueError, match=r"and 4[0-9] more are bfloat16: train float32 parameters"):
         create(model(param_dtype="bfloat16"))
     assert create(model(dtype="bfloat16")).parameters["logit_scale"].dtype == jnp.float32
