@@ -15,8 +15,8 @@ OBJECTIVE = CLIPObjective()
 # Its step is the gradient, with the sign changed.
 DESCENT = optax.sgd(1.0)
 ADAMW, SCHEDULE = make_optimizer(OptimizerConfig(steps=100, warmup_steps=10, learning_rate=1e-2))
-# Of the gradient's norm, float32 summed in another order; the worst was 4e-7.
-TOLERANCE = 1.5e-6
+# Of the gradient's norm, float32 summed in another order; the worst was 1.05e-6.
+TOLERANCE = 4e-6
 
 
 def create(trained=None, optimizer=DESCENT, objective=OBJECTIVE, **settings):
@@ -92,9 +92,9 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(whole):
 def test_bfloat16_is_close_to_float32_and_its_masters_are_float32(whole):
     found, metrics = gradient(pairs(), model(dtype="bfloat16"))
     assert {value.dtype for value in found.values()} == {jnp.dtype("float32")}
-    # bfloat16's half ulp is 2e-3; through one block, and a scale of 14 on the cosines, the worst was 0.04 and 0.005.
+    # bfloat16's half ulp is 2e-3; through one block, and a scale of 14 on the cosines, gradient and loss were 0.050 and 0.0025 off.
     assert 1e-4 < difference(found, whole[0]) < 0.1
-    np.testing.assert_allclose(metrics["loss"], whole[1]["loss"], rtol=0.02)
+    np.testing.assert_allclose(metrics["loss"], whole[1]["loss"], rtol=0.01)
 
 
 @pytest.fixture(scope="module")
