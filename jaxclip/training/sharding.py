@@ -36,9 +36,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Any = None) -> Mesh:
     if data == -1 and fsdp == -1:
         raise ValueError("only one of data and fsdp can be -1")
     if data == -1:
-        data = len(devices) // fsdp
+        data = len(devices) // max(fsdp, 1)
     if fsdp == -1:
-        fsdp = len(devices) // data
+        fsdp = len(devices) // max(data, 1)
     if data * fsdp != len(devices) or data < 1:
         raise ValueError(f"a mesh of {data} × {fsdp} (data × fsdp) doesn't come to {len(devices)} devices")
     return jax.make_mesh((data, fsdp), ("data", FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices)

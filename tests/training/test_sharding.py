@@ -103,8 +103,8 @@ def test_two_processes_have_the_loss_curve_of_one_device(figures):
         ((2048, 512), 8, P("fsdp")),
         ((512, 512), 8, P("fsdp")),
         ((49408, 512), 7, P()),
-        # The vocabulary is not a multiple of 7, nor of 3; the width of 3 is no multiple of 2.
-        ((50, 512), 4, P(None, "fsdp")),
+        # The longest that divides, not the longest.
+        ((2050, 512), 4, P(None, "fsdp")),
         ((16, 16, 3, 768), 8, P(None, None, None, "fsdp")),
         ((2**14 - 8,), 8, P()),
         ((2**14,), 8, P("fsdp")),
@@ -124,7 +124,7 @@ def test_any_mesh():
     assert batch_sharding(other).spec == P(("batch",))
     shardings = state_shardings(named_parameters(model(IMAGES_ALONE)), other)
     assert {sharding.spec for sharding in shardings.values()} == {P()}
-    for sizes in ({"data": 3, "fsdp": 5}, {"data": 0}, {"data": -1, "fsdp": 2}):
+    for sizes in ({"data": 3, "fsdp": 5}, {"data": 0}, {"data": 0, "fsdp": -1}, {"data": -1, "fsdp": 2}):
         with pytest.raises(ValueError, match="doesn't come to 1 devices"):
             make_mesh(**sizes, devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="only one"):
