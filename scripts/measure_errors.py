@@ -1,6 +1,7 @@
 """Prints how far jaxclip is from transformers: the worst relative error of each family of checkpoints.
 
     python scripts/measure_errors.py             # the committed checkpoints of tests/references; needs no torch
+    python scripts/measure_errors.py --dtype bfloat16
     python scripts/measure_errors.py --live      # and full-size ones (pip install -e ".[parity]", 6 GB of memory and
                                                  # 2 GB of disk, a few minutes)
 
@@ -103,9 +104,9 @@ def write_live(name: str, folder: Path) -> None:
     gc.collect()
 
 
-def measure(folder: Path) -> dict[str, float]:
+def measure(folder: Path, dtype: str = "float32") -> dict[str, float]:
     """The relative error of each tensor of the folder's `expected.safetensors`."""
-    return errors(jaxclip.load(folder).model, str(folder))
+    return errors(jaxclip.load(folder, dtype=dtype).model, str(folder))
 
 
 def row(name: str, found: Mapping[str, float]) -> str:
@@ -121,15 +122,16 @@ def row(name: str, found: Mapping[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--live", action="store_true", help="full-size models too, against the installed transformers")
+    parser.add_argument("--dtype", default="float32", help="jaxclip's computation (default: %(default)s)")
     options = parser.parse_args()
     print(f"| {'checkpoint':26} | {'states':9} | {'features':9} | {'unit':9} | {'logits':9} |")
     print("|" + "-" * 28 + ("|" + "-" * 10 + ":") * 4 + "|")
     for case in CASES:
-        print(row(case, measure(FOLDER / case)), flush=True)
+        print(row(case, measure(FOLDER / case, options.dtype)), flush=True)
     for name in LIVE if options.live else ():
         with tempfile.TemporaryDirectory() as folder:
             write_live(name, Path(folder))
-            print(row(name, measure(Path(folder))), flush=True)
+            print(row(name, measure(Path(folder), options.dtype)), flush=True)
 
 
 if __name__ == "__main__":

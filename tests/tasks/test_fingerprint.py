@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 from cases import FOLDER
@@ -31,3 +34,14 @@ def test_every_parameter_counts_for_its_tower(clip, tower):
         assert (theirs[tower] != ours[tower]) == path.startswith(tower), path
         parameter[...] = before
     assert fingerprints(changed) == ours
+
+
+@pytest.mark.parametrize("setting", [{"hidden_act": "gelu"}, {"layer_norm_eps": 1e-6}, {"num_attention_heads": 1}])
+def test_the_same_parameters_with_another_setting_are_another_model(clip, tmp_path, setting):
+    folder = shutil.copytree(FOLDER / "whole", tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= setting
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs, ours = fingerprints(jaxclip.load(folder).model), fingerprints(clip.model)
+    assert theirs["vision"] != ours["vision"]
+    assert theirs["text"] == ours["text"]
