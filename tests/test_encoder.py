@@ -135,7 +135,7 @@ def test_a_tower_that_looks_at_what_comes_after_is_given_all_of_it(clip):
 def test_a_model_that_was_trained_in_between_is_what_counts():
     clip = jaxclip.load(WHOLE, devices=jax.devices())
     before = clip.encode_text("a cat", normalize=False)
-    projection = clip.model.text.projection.kernel
+    projection = clip.model.text.projection.weight
     projection[...] = 2 * projection[...]
     np.testing.assert_allclose(clip.encode_text("a cat", normalize=False), 2 * before, rtol=1e-6)
     clip.model = jaxclip.load(WHOLE).model

@@ -37,6 +37,7 @@ from jaxclip.clip import fill_model, open_tensors, weight_files
 from jaxclip.config import TextConfig
 from jaxclip.nn import activations, positions
 from jaxclip.nn.text import TextTransformer
+from jaxclip.nn.transformer import Linear
 from jaxclip.nn.vision import PatchEmbedding, VisionTransformer
 
 GELU, TANH = partial(jax.nn.gelu, approximate=False), partial(jax.nn.gelu, approximate=True)
@@ -106,7 +107,7 @@ def without_positions(original, self, ids, mask=None, position_ids=None, **optio
 def queries_times(factor):
     def change(model):
         for block in model.vision.blocks:
-            for parameter in (block.attention.query.kernel, block.attention.query.bias):
+            for parameter in (block.attention.query.weight, block.attention.query.bias):
                 parameter.set_value(parameter[...] * factor)
 
     return change
@@ -222,7 +223,7 @@ def without_a_mistake(case):
         trap(8, "pre_layernorm", "openai", "missing: vision_model.pre_layernorm.weight",
              code(names, "_VISION", [(name.replace("layrnorm", "layernorm"), *row) for name, *row in names._VISION])),
         trap(8, "projections with a bias", "openai", "parameter text.projection.bias",
-             wrapped(nnx.Linear, "__init__", with_options(use_bias=True))),
+             wrapped(Linear, "__init__", with_options(use_bias=True))),
         trap(8, "patch embedding with a bias", "openai", "parameter vision.patch_embedding.bias",
              wrapped(PatchEmbedding, "__init__", with_bias)),
         trap(16, "first shard alone", "sharded", "missing: logit_scale",

@@ -29,7 +29,6 @@ class Layout:
 
 
 AS_IS = Layout()
-LINEAR = Layout((1, 0))  # (out, in) → (in, out)
 CONVOLUTION = Layout((2, 3, 1, 0))  # (out, in, height, width) → (height, width, in, out)
 
 _TEXT = (
@@ -38,7 +37,7 @@ _TEXT = (
     ("text_model.final_layer_norm.weight", "text.final_norm.scale", AS_IS),
     ("text_model.final_layer_norm.bias", "text.final_norm.bias", AS_IS),
 )
-_TEXT_PROJECTION = ("text_projection.weight", "text.projection.kernel", LINEAR)
+_TEXT_PROJECTION = ("text_projection.weight", "text.projection.weight", AS_IS)
 _VISION = (
     ("vision_model.embeddings.class_embedding", "vision.class_embedding", AS_IS),
     ("vision_model.embeddings.patch_embedding.weight", "vision.patch_embedding.kernel", CONVOLUTION),
@@ -48,23 +47,23 @@ _VISION = (
     ("vision_model.post_layernorm.weight", "vision.post_norm.scale", AS_IS),
     ("vision_model.post_layernorm.bias", "vision.post_norm.bias", AS_IS),
 )
-_VISION_PROJECTION = ("visual_projection.weight", "vision.projection.kernel", LINEAR)
+_VISION_PROJECTION = ("visual_projection.weight", "vision.projection.weight", AS_IS)
 _BLOCK = (
     ("layer_norm1.weight", "norm1.scale", AS_IS),
     ("layer_norm1.bias", "norm1.bias", AS_IS),
-    ("self_attn.q_proj.weight", "attention.query.kernel", LINEAR),
+    ("self_attn.q_proj.weight", "attention.query.weight", AS_IS),
     ("self_attn.q_proj.bias", "attention.query.bias", AS_IS),
-    ("self_attn.k_proj.weight", "attention.key.kernel", LINEAR),
+    ("self_attn.k_proj.weight", "attention.key.weight", AS_IS),
     ("self_attn.k_proj.bias", "attention.key.bias", AS_IS),
-    ("self_attn.v_proj.weight", "attention.value.kernel", LINEAR),
+    ("self_attn.v_proj.weight", "attention.value.weight", AS_IS),
     ("self_attn.v_proj.bias", "attention.value.bias", AS_IS),
-    ("self_attn.out_proj.weight", "attention.out.kernel", LINEAR),
+    ("self_attn.out_proj.weight", "attention.out.weight", AS_IS),
     ("self_attn.out_proj.bias", "attention.out.bias", AS_IS),
     ("layer_norm2.weight", "norm2.scale", AS_IS),
     ("layer_norm2.bias", "norm2.bias", AS_IS),
-    ("mlp.fc1.weight", "mlp.fc1.kernel", LINEAR),
+    ("mlp.fc1.weight", "mlp.fc1.weight", AS_IS),
     ("mlp.fc1.bias", "mlp.fc1.bias", AS_IS),
-    ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
+    ("mlp.fc2.weight", "mlp.fc2.weight", AS_IS),
     ("mlp.fc2.bias", "mlp.fc2.bias", AS_IS),
 )
 _LOGIT_SCALE = ("logit_scale", "logit_scale", AS_IS)

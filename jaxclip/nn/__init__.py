@@ -9,13 +9,13 @@ The parameters' paths:
 
     logit_scale
     text.token_embedding.embedding      text.position_embedding.embedding
-    text.blocks[N].…                    text.final_norm.{scale,bias}        text.projection.kernel
+    text.blocks[N].…                    text.final_norm.{scale,bias}        text.projection.weight
     vision.class_embedding              vision.patch_embedding.kernel       vision.position_embedding
     vision.pre_norm.{scale,bias}        vision.blocks[N].…                  vision.post_norm.{scale,bias}
-    vision.projection.kernel
+    vision.projection.weight
 
-and of a block `norm1.{scale,bias}`, `attention.{query,key,value,out}.{kernel,bias}`, `norm2.{scale,bias}` and
-`mlp.{fc1,fc2}.{kernel,bias}`. Kernels are (in, out), the patch embedding's (height, width, channels, out).
+and of a block `norm1.{scale,bias}`, `attention.{query,key,value,out}.{weight,bias}`, `norm2.{scale,bias}` and
+`mlp.{fc1,fc2}.{weight,bias}`. Weights are (out, in), the patch embedding's kernel (height, width, channels, out).
 
 `jaxclip.nn.tap` names every intermediate value.
 """

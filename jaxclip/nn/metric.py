@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxclip.nn.activations import ACTIVATIONS
 from jaxclip.nn.initialization import Abstract
 from jaxclip.nn.precision import computation, parameter_dtype
-from jaxclip.nn.transformer import linear
+from jaxclip.nn.transformer import Linear
 
 
 class LearnedMetric(nnx.Module):
@@ -26,7 +26,7 @@ class LearnedMetric(nnx.Module):
     section 4.2), without it is linear. F begins as the identity, where the measure is that of h alone. `dtype` is the
     computation's (float32, tensorfloat32, bfloat16, float16), `param_dtype` the parameters'; z is at least float32.
 
-    Parameters: `hidden.{kernel,bias}` (with `hidden_features`), `out.{kernel,bias}`, `factor` (out, out).
+    Parameters: `hidden.{weight,bias}` (with `hidden_features`), `out.{weight,bias}`, `factor` (out, out).
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class LearnedMetric(nnx.Module):
         self.dtype, self.precision = computation(dtype)
         param_dtype = parameter_dtype(param_dtype)
 
-        def layer(inputs: int, outputs: int) -> nnx.Linear:
-            return linear(inputs, outputs, std=inputs**-0.5, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        def layer(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, std=inputs**-0.5, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         self.hidden = nnx.data(None) if hidden_features is None else layer(in_features, hidden_features)
         self.activation = ACTIVATIONS[activation]
@@ -58,7 +58,7 @@ class LearnedMetric(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch in_features"]) -> Float[Array, "batch out_features"]:
         """z = Fᵀ h(x), not normalised. Raises ValueError for another width than `in_features`."""
-        width = (self.out if self.hidden is None else self.hidden).in_features
+        width = (self.out if self.hidden is None else self.hidden).weight.shape[1]
         if x.shape[-1] != width:
             raise ValueError(f"x must be (batch, {width}), got {x.shape}")
         if self.hidden is not None:

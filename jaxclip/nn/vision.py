@@ -13,7 +13,7 @@ from jaxclip.nn.initialization import normal
 from jaxclip.nn.positions import interpolate_positions
 from jaxclip.nn.precision import computation, parameter_dtype, products_at
 from jaxclip.nn.tap import Tap, no_tap
-from jaxclip.nn.transformer import Block, last_state_at, layer_norm, linear, run_blocks, token_at
+from jaxclip.nn.transformer import Block, Linear, last_state_at, layer_norm, run_blocks, token_at
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +73,7 @@ class VisionTransformer(nnx.Module):
         self.blocks = nnx.List([Block(config, **settings) for _ in range(config.num_hidden_layers)])
         self.post_norm = layer_norm(config, **settings)
         self.projection = (
-            linear(width, config.projection_dim, use_bias=False, std=width**-0.5, **settings)
+            Linear(width, config.projection_dim, use_bias=False, std=width**-0.5, **settings)
             if config.projection_dim is not None
             else nnx.data(None)
         )

@@ -135,8 +135,8 @@ def test_a_fresh_model_starts_where_the_paper_does():
     model = CLIP(TINY, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(jnp.exp(model.logit_scale[...]), 1 / 0.07, rtol=1e-4)
     np.testing.assert_allclose(model.text.token_embedding.embedding[...].std(), 0.02, rtol=0.1)
-    np.testing.assert_allclose(model.vision.blocks[0].attention.query.kernel[...].std(), 16**-0.5, rtol=0.2)
-    np.testing.assert_allclose(model.vision.blocks[0].mlp.fc2.kernel[...].std(), (2 * 2 * 16) ** -0.5, rtol=0.2)
+    np.testing.assert_allclose(model.vision.blocks[0].attention.query.weight[...].std(), 16**-0.5, rtol=0.2)
+    np.testing.assert_allclose(model.vision.blocks[0].mlp.fc2.weight[...].std(), (2 * 2 * 16) ** -0.5, rtol=0.2)
     assert not model.text.blocks[1].mlp.fc1.bias[...].any()
 
 

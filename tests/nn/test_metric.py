@@ -26,8 +26,8 @@ def test_equals_its_formula_in_float64(hidden):
     metric = changed(LearnedMetric(6, 4, hidden_features=hidden, activation="relu", rngs=nnx.Rngs(0)))
     x = np.asarray(X, np.float64)
     if hidden:
-        x = np.maximum(x @ np.asarray(metric.hidden.kernel) + np.asarray(metric.hidden.bias), 0)
-    h = x @ np.asarray(metric.out.kernel, np.float64) + np.asarray(metric.out.bias)
+        x = np.maximum(x @ np.asarray(metric.hidden.weight).T + np.asarray(metric.hidden.bias), 0)
+    h = x @ np.asarray(metric.out.weight, np.float64).T + np.asarray(metric.out.bias)
     z = np.asarray(metric(X), np.float64)
     # Measured 4e-7, of sums of up to nine terms of the order of 1.
     np.testing.assert_allclose(z, h @ np.asarray(metric.factor[...], np.float64), atol=1.6e-6)
@@ -78,7 +78,7 @@ def test_training_lowers_the_loss():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_returns_float32(dtype):
     metric = LearnedMetric(6, 4, hidden_features=8, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
-    assert metric.factor[...].dtype == metric.out.kernel[...].dtype == jnp.dtype(dtype)
+    assert metric.factor[...].dtype == metric.out.weight[...].dtype == jnp.dtype(dtype)
     assert jax.eval_shape(metric, X).dtype == jax.eval_shape(metric.bilinear_form).dtype == jnp.float32
 
 
@@ -94,9 +94,9 @@ def test_abstract_has_shapes_and_no_values():
     metric = LearnedMetric(6, 4, hidden_features=8, rngs=Abstract())
     shapes = {".".join(map(str, path)): leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(metric))}
     assert shapes == {
-        "hidden.kernel": (6, 8),
+        "hidden.weight": (8, 6),
         "hidden.bias": (8,),
-        "out.kernel": (8, 4),
+        "out.weight": (4, 8),
         "out.bias": (4,),
         "factor": (4, 4),
     }

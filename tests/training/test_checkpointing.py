@@ -76,7 +76,7 @@ def test_resuming_equals_no_interruption_bit_for_bit(run):
     other = fresh(seed=4)
     for number in range(4):
         other, _ = step(other, batch(number))
-    assert (other.model.vision.projection.kernel[...] != state.model.vision.projection.kernel[...]).any()
+    assert (other.model.vision.projection.weight[...] != state.model.vision.projection.weight[...]).any()
 
 
 def test_the_newest_are_kept_with_the_data_s_place_and_notes(run):

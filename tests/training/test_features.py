@@ -75,7 +75,7 @@ def test_made_anew_for_other_models_images_and_processors(clip, source, tmp_path
     assert (make() != 0).all()
     assert sum(encoded) == 27
     before = make()
-    clip.model.vision.projection.kernel[...] *= -1
+    clip.model.vision.projection.weight[...] *= -1
     assert abs(make() - before).max() > 0.01
     assert sum(encoded) == 36
     # All of them are still there.
@@ -88,7 +88,7 @@ def test_captions_and_the_text_tower_make_no_difference(clip, source, tmp_path, 
     cache_image_features(clip, source, tmp_path / "cache")
     file = source.folder / "captions.jsonl"
     file.write_text(file.read_text().replace("photo", "picture"))
-    clip.model.text.projection.kernel[...] *= -1
+    clip.model.text.projection.weight[...] *= -1
     cache_image_features(clip, CaptionedFolder(source.folder), tmp_path / "cache")
     assert sum(encoded) == 9
 

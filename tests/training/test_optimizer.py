@@ -26,10 +26,10 @@ def test_learning_rate_warms_up_and_follows_a_cosine():
         np.testing.assert_allclose(schedule(step), rate, rtol=1e-6)
 
 
-def test_kernels_decay_and_nothing_else():
+def test_matrices_decay_and_nothing_else():
     mask = decay_mask(BASE)
-    assert {name.split(".")[-1] for name, decays in mask.items() if decays} == {"kernel"}
-    assert all(decays for name, decays in mask.items() if name.endswith("kernel"))
+    assert {name.split(".")[-1] for name, decays in mask.items() if decays} == {"weight", "kernel"}
+    assert all(decays for name, decays in mask.items() if name.endswith(("weight", "kernel")))
     for name in (
         "logit_scale",
         "text.token_embedding.embedding",
@@ -40,8 +40,8 @@ def test_kernels_decay_and_nothing_else():
         "text.blocks.3.mlp.fc1.bias",
     ):
         assert mask[name] is False
-    assert decay_mask({"head.hidden.kernel": jnp.ones((2, 2)), "head.logit_bias": jnp.ones(())}) == {
-        "head.hidden.kernel": True,
+    assert decay_mask({"head.hidden.weight": jnp.ones((2, 2)), "head.logit_bias": jnp.ones(())}) == {
+        "head.hidden.weight": True,
         "head.logit_bias": False,
     }
 
@@ -51,10 +51,10 @@ def test_lower_layers_learn_slower():
     for name, exponent in {
         "logit_scale": 0,
         "head.logit_bias": 0,
-        "text.projection.kernel": 0,
+        "text.projection.weight": 0,
         "vision.post_norm.scale": 0,
         "text.final_norm.bias": 0,
-        "vision.blocks.11.mlp.fc1.kernel": 1,
+        "vision.blocks.11.mlp.fc1.weight": 1,
         "text.blocks.10.norm1.scale": 2,
         "text.blocks.0.attention.out.bias": 12,
         "vision.pre_norm.scale": 13,
@@ -67,8 +67,8 @@ def test_lower_layers_learn_slower():
 
 CONFIG = OptimizerConfig(steps=10, warmup_steps=0, learning_rate=0.1, weight_decay=0.5, epsilon=0.0, clip_norm=None)
 PARAMETERS = {
-    "text.blocks.0.mlp.fc1.kernel": jnp.full((2, 2), 2.0),
-    "text.blocks.1.mlp.fc1.kernel": jnp.full((2, 2), 2.0),
+    "text.blocks.0.mlp.fc1.weight": jnp.full((2, 2), 2.0),
+    "text.blocks.1.mlp.fc1.weight": jnp.full((2, 2), 2.0),
     "text.blocks.1.mlp.fc1.bias": jnp.full((2,), 2.0),
 }
 

@@ -21,9 +21,9 @@ def create(trained, objective=None, **settings):
 def test_parameters_have_the_names_of_their_paths():
     names = named_parameters(model())
     assert len(names) == len(jax.tree.leaves(model()))
-    for name in ("logit_scale", "text.blocks.0.attention.query.kernel", "vision.class_embedding"):
+    for name in ("logit_scale", "text.blocks.0.attention.query.weight", "vision.class_embedding"):
         assert name in names
-    np.testing.assert_array_equal(names["vision.projection.kernel"], model().vision.projection.kernel[...])
+    np.testing.assert_array_equal(names["vision.projection.weight"], model().vision.projection.weight[...])
 
 
 def test_parameters_go_back_where_they_were():
@@ -53,7 +53,7 @@ def test_frozen_parts_have_no_optimizer_state():
     moments = state.optimizer_state[0].mu
     assert set(moments) == set(state.parameters)
     assert not any(name.startswith(("vision.", "text.blocks.0.mlp.", "logit_scale")) for name in moments)
-    assert "text.blocks.0.attention.key.kernel" in moments
+    assert "text.blocks.0.attention.key.weight" in moments
 
 
 @pytest.mark.parametrize("objective", [SimCLRObjective(), MoCoObjective(queue_size=4)])
