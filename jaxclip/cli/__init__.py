@@ -1,5 +1,6 @@
 """The command line, `jaxclip`: parsing and printing only; what a command does, a function of the library does."""
 
+import argparse
 import io
 import os
 import sys
@@ -9,7 +10,7 @@ from jaxclip import __version__
 from jaxclip.checkpoints.errors import CheckpointError
 from jaxclip.cli import embed, search, similarity
 from jaxclip.cli.options import CommandParser, Parser
-from jaxclip.cli.printing import complain
+from jaxclip.cli.printing import complain, notes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,24 +19,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Without `arguments` it is the process's own command, and keeps what JAX compiles in the user's cache folder.
     """
-    parser = Parser(prog="jaxclip", description="CLIP in JAX: search photos by describing them.")
+    parser = Parser(prog="jaxclip", description="CLIP in JAX: photos and texts, searched, indexed and compared.")
     parser.add_argument("--version", action="version", version=f"jaxclip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for command in (embed, search, similarity):
         command.add_to(commands)
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit:  # After --help, too.
+        _finish_output()
+        raise
     options.own_process = arguments is None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # As stderr: a terminal may have less than Unicode.
+    status = _run(options)
+    failure = _finish_output()
+    if failure and status in (0, 1) and not isinstance(failure, BrokenPipeError):
+        complain(options, f"the output could not be written: {failure}")
+        return 2
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         return options.run(options)
-    except BrokenPipeError:
-        # The reader of a pipe, `head` say, has seen enough. Python would complain once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (CheckpointError, ImportError, OSError, ValueError) as error:
+    except BrokenPipeError as error:
+        # The reader of a pipe, `head` say, has seen enough, and the work was done: its status is known from then on.
+        if "status" in options:
+            return options.status
         complain(options, error)
         return 2
-    except KeyboardInterrupt:
-        complain(options, options.interrupted if "interrupted" in options else "interrupted")
+    # JAX's errors (out of memory, no such backend) are RuntimeErrors.
+    except (CheckpointError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        complain(options, error)
+        return 2
+    except KeyboardInterrupt as error:
+        why = [*notes(error)] or [options.kept if "kept" in options else None]
+        complain(options, "; ".join(["interrupted", *filter(None, why)]))
         return 130
+
+
+def _finish_output() -> OSError | None:
+    """Writes what is still buffered. Where that fails, says why, and drops it: Python would try once more when it ends,
+    complain, and change the exit status."""
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None

@@ -22,7 +22,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("-o", dest="index", metavar="INDEX", required=True, help="the index's folder, made if need be")
     add_model_options(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="photos at a time (default: what suits the device)")
-    parser.set_defaults(run=run, interrupted="interrupted; what was done is kept: run it again to go on")
+    parser.set_defaults(run=run, kept="what was done is kept: run it again to go on")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,9 +37,9 @@ def run(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     result = jaxclip.embed_folder(clip, options.photos, options.index, batch_size=options.batch_size)
     seconds = time.perf_counter() - start
-    print_skipped(result.skipped)
+    print_skipped(options, result.skipped)
     new = result.added + result.changed
     counts = f"added {result.added}, changed {result.changed}, removed {result.removed}, unchanged {result.unchanged}"
     rate = f"; {new / seconds:.1f} photos a second" if new else ""
     print(f"{printable(options.index)}: {len(result.index)} photos ({counts}){rate}")
-    return 1 if result.skipped else 0
+    return options.status

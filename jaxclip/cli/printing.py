@@ -3,7 +3,7 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -14,11 +14,23 @@ def printable(text: str) -> str:
 
 
 def complain(options: argparse.Namespace, what: object) -> None:
-    """One line on the error stream that says which command it is from."""
-    print(f"jaxclip {options.command}: {printable(str(what))}", file=sys.stderr)
+    """One line on the error stream that says which command it is from, and one for each note of an exception."""
+    # XLA describes a GPU's whole memory behind the first line, and Python's own MemoryError says nothing.
+    first = str(what).partition("\n")[0] if isinstance(what, RuntimeError) else str(what)
+    if isinstance(what, BaseException) and not first:
+        first = type(what).__name__
+    for line in (first, *(notes(what) if isinstance(what, BaseException) else ())):
+        print(f"jaxclip {options.command}: {printable(line)}", file=sys.stderr)
 
 
-def print_skipped(skipped: Iterable[tuple[Path, str]]) -> None:
+def notes(error: BaseException) -> list[str]:
+    """What was added to an exception, but for what JAX adds about its tracebacks."""
+    return [note for note in getattr(error, "__notes__", ()) if not note.startswith("-----")]
+
+
+def print_skipped(options: argparse.Namespace, skipped: Sequence[tuple[Path, str]]) -> None:
+    """Names what was skipped, once the work is done, and keeps the exit status that follows from it in the options."""
+    options.status = 1 if skipped else 0
     for _, reason in skipped:
         print(f"skipped: {printable(reason)}", file=sys.stderr)
 
@@ -27,7 +39,7 @@ def print_ranked(scores: Sequence[float], items: Sequence[str], *, heading: str)
     """Rank, score and item, a line for each. On a terminal under a heading and no wider than it; elsewhere whole."""
     rank_width = len(str(len(items)))
     room = None
-    if sys.stdout.isatty():
+    if sys.stdout and sys.stdout.isatty():
         rank_width = max(rank_width, len("rank"))
         room = max(20, shutil.get_terminal_size().columns - rank_width - 11)
         print(f"{'rank':>{rank_width}}  {'score':>7}  {heading}")

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.image, options.where):
         if path is not None and not os.path.exists(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
-    captions = options.where.lower().endswith(".txt") and os.path.isfile(options.where)
+    captions = Path(options.where).suffix.lower() == ".txt" and Path(options.where).is_file()
     if options.output:
         check_output(options.output, PICTURES)
         if captions:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     clip, where = _load(options, captions)
     query = str(options.query) if options.image is None else Path(options.image)
     result = jaxclip.search(clip, query, where, top=options.top)
-    print_skipped(result.skipped)
+    print_skipped(options, result.skipped)
     if not result.hits:
         complain(options, f"no {'captions' if captions else 'photos could be read'} in {options.where}")
         return 2
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         heading = "caption" if captions else "photo"
         print_ranked([hit.score for hit in result.hits], [str(hit.item) for hit in result.hits], heading=heading)
-    return 1 if result.skipped else 0
+    return options.status
 
 
 def _load(options: argparse.Namespace, captions: bool) -> "tuple[Clip, Index | str]":

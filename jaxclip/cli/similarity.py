@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +54,15 @@ def run(options: argparse.Namespace) -> int:
     if not texts:
         raise ValueError(f"{options.texts}: there is no text in it")
     matrix = jaxclip.similarity_matrix(load(options), texts, options.images)
-    print_skipped(matrix.skipped)
+    print_skipped(options, matrix.skipped)
     if not matrix.images:
         complain(options, f"no photos could be read in {options.images}")
         return 2
     if options.output is None:
-        sys.stdout.write(_csv(matrix))
+        print(_csv(matrix), end="")
     else:
         _write(options.output, matrix)
-    return 1 if matrix.skipped else 0
+    return options.status
 
 
 def _csv(matrix: "SimilarityMatrix") -> str:

@@ -85,6 +85,20 @@ def test_ctrl_c_says_that_the_work_is_kept(folder, model, capsys, monkeypatch):
     assert capsys.readouterr().err == ("jaxclip embed: interrupted; what was done is kept: run it again to go on\n")
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "first"),
+    [(KeyboardInterrupt(), 130, "interrupted; "), (ValueError("no"), 2, "no\njaxclip embed: ")],
+)
+def test_what_could_not_be_kept_is_said(folder, model, capsys, monkeypatch, error, status, first):
+    def fail(*_, **__):
+        raise error
+
+    error.add_note("what was encoded could not be saved: the disk is full")
+    monkeypatch.setattr("jaxclip.tasks.index.embed_folder", fail)
+    assert main(["embed", str(folder), "-o", str(folder.parent / "index"), "--model", model]) == status
+    assert capsys.readouterr().err == f"jaxclip embed: {first}what was encoded could not be saved: the disk is full\n"
+
+
 def test_an_index_finds_its_model_from_any_folder(folder, model, monkeypatch):
     monkeypatch.chdir(Path(model).parent)
     assert main(["embed", str(folder), "-o", str(folder.parent / "index"), "--model", "./whole"]) == 0

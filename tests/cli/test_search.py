@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -292,16 +293,81 @@ def test_odd_names_keep_to_their_line(folder, model, capsys):
     assert printed.err.count("\n") == 1
 
 
-def test_a_closed_pipe_ends_quietly(folder, model):
-    """And after the picture is drawn."""
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+BUFFERING = pytest.mark.parametrize(
+    "environment", [BUFFERED, BUFFERED | {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"]
+)
+
+
+@BUFFERING
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_closed_pipe_ends_quietly(folder, model, environment, skipped):
+    """And after the picture is drawn, with the status that the command has anyway."""
+    if skipped:
+        (folder / "bad.png").write_bytes(b"no photo")
     out = folder.parent / "hits.png"
     command = [*COMMAND, "search", "a cat", str(folder), "--model", model, "-o", str(out)]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.close()
+        errors = process.stderr.read().decode().splitlines()
+        assert process.wait() == int(skipped)
+    assert [error.split()[0] for error in errors] == ["skipped:"] * skipped
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_into_a_closed_pipe_ends_quietly():
+    with subprocess.Popen(
+        [*COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BUFFERED
+    ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@BUFFERING
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_an_output_that_can_not_be_written_is_one_line_and_status_2(folder, model, environment):
+    (folder / "bad.png").write_bytes(b"no photo")
+    with open("/dev/full", "w") as full:
+        command = [*COMMAND, "search", "a cat", str(folder), "--model", model]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    skipped, error = done.stderr.splitlines()
+    assert skipped.startswith("skipped: ")
+    assert error.startswith("jaxclip search: ")
+    assert "No space left on device" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\n0: 5 MiB"),
+            "RESOURCE_EXHAUSTED: Out of memory",
+        ),
+        (RuntimeError("Unable to initialize backend 'tpu'"), "Unable to initialize backend 'tpu'"),
+        (NotImplementedError("no such layer"), "no such layer"),
+        (MemoryError(), "MemoryError"),
+        (BrokenPipeError(32, "Broken pipe"), "[Errno 32] Broken pipe"),  # Of the work, and not of the output.
+    ],
+)
+def test_errors_of_the_machine_are_one_line_and_status_2(folder, model, capsys, monkeypatch, error, line):
+    def fail(*_, **__):
+        raise error
+
+    error.add_note("--------------------\nFor simplicity, JAX has removed its internal frames")
+    monkeypatch.setattr("jaxclip.tasks.search.search", fail)
+    assert main(["search", "a cat", str(folder), "--model", model]) == 2
+    assert capsys.readouterr().err == f"jaxclip search: {line}\n"
+
+
+def test_a_file_named_only_as_captions_end_is_a_photo(folder, model, capsys):
+    """The command and the library have one rule."""
+    photo = folder / ".txt"
+    shutil.copy(folder / "coffee.png", photo)
+    assert main(["search", "a cat", str(photo), "--model", model]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == lines(jaxclip.search(jaxclip.load(model), "a cat", photo).hits)
 
 
 def test_a_terminal_gets_a_table_that_fits(folder, model):
