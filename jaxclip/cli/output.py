@@ -1,6 +1,7 @@
 """Files that commands write: asked for early, replaced as a whole."""
 
 import os
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,20 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
         from jaxclip.plotting import require_matplotlib
 
         require_matplotlib()
+
+
+def check_spares(path: Path, *, files: Iterable[str | os.PathLike[str]] = (), folder: str | os.PathLike[str]) -> None:
+    """Raises ValueError, before the work, when writing to the path would replace an input: one of some files, or what
+    is in a folder of photos or a sub-folder (or is the one photo, where `folder` is a file)."""
+    if not path.exists():
+        return
+    for file in (*files, folder):
+        if os.path.exists(file) and path.samefile(file):
+            raise ValueError(f"{path}: is an input, and would be overwritten: name another file to write to")
+    # By its name and by where links lead to.
+    places = (os.path.abspath(path), os.path.abspath(folder)), (os.path.realpath(path), os.path.realpath(folder))
+    if any(Path(file).is_relative_to(parent) for file, parent in places):
+        raise ValueError(f"{path}: is there already, among the photos of {folder}: name another file to write to")
 
 
 def write_figure(path: Path, figure: "Figure") -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxclip.cli.options import add_model_options, load
-from jaxclip.cli.output import PICTURES, check_output, write_figure
+from jaxclip.cli.output import PICTURES, check_output, check_spares, write_figure
 from jaxclip.cli.printing import complain, print_ranked, print_skipped
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         check_output(options.output, PICTURES)
         if captions:
             raise ValueError(f"{options.where} has captions, and -o draws photos: leave -o out")
+        check_spares(options.output, files=[options.image] if options.image else [], folder=options.where)
 
     import jaxclip
 
@@ -90,6 +91,8 @@ def _load(options: argparse.Namespace, captions: bool) -> "tuple[Clip, Index | s
     asked: Literal["text", "vision"] = "vision" if options.image else "text"
     if is_index(options.where):
         index = Index.open(options.where)
+        if options.output:
+            check_spares(options.output, folder=index.root)
         made_by = index.model
         if made_by.source is None and options.model is None:
             raise ValueError(f"{options.where}: does not say which model made it: name it with --model")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxclip.cli.options import add_model_options, load
-from jaxclip.cli.output import PICTURES, check_output, write_figure
+from jaxclip.cli.output import PICTURES, check_output, check_spares, write_figure
 from jaxclip.cli.printing import complain, print_skipped, printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
             raise FileNotFoundError(f"{path}: no such file or folder")
     if options.output:
         check_output(options.output, (*PICTURES, ".csv"))
-        check_output(options.output.with_suffix(".csv"), (".csv",))
+        check_output(_numbers(options.output), (".csv",))
+        for path in (options.output, _numbers(options.output)):
+            check_spares(path, files=[options.texts], folder=options.images)
 
     import jaxclip
     from jaxclip.tasks.captions import captions_in
@@ -74,10 +76,15 @@ def _csv(matrix: "SimilarityMatrix") -> str:
     return lines.getvalue()
 
 
+def _numbers(path: Path) -> Path:
+    """Where they are written, beside a picture or alone."""
+    return path if path.suffix.lower() == ".csv" else path.with_suffix(".csv")
+
+
 def _write(path: Path, matrix: "SimilarityMatrix") -> None:
     from jaxclip.tasks.manifest import write_atomically
 
-    numbers = path.with_suffix(".csv")
+    numbers = _numbers(path)
     # A name that is no UTF-8 has escapes in place of its bytes.
     write_atomically(numbers, _csv(matrix).encode(errors="backslashreplace"))
     written = str(numbers)

@@ -248,6 +248,36 @@ def test_draws_the_hits(tmp_path, model, capsys):
     assert sorted(os.listdir(tmp_path)) == ["hits.png", "photos"]
 
 
+@pytest.mark.parametrize(
+    ("out", "where", "message"),
+    [
+        ("photos/coffee.png", "photos", "among the photos of photos"),
+        ("linked/coffee.png", "photos", "among the photos of photos"),
+        ("photos/coffee.png", "index", "among the photos of"),
+        ("photos/coffee.png", "photos/coffee.png", "is an input"),
+        ("query.png", "photos", "is an input"),
+        ("linked/../query.png", "photos", "is an input"),
+    ],
+)
+def test_no_picture_replaces_a_photo(folder, index, model, capsys, monkeypatch, out, where, message):
+    monkeypatch.chdir(folder.parent)
+    shutil.copy(folder / "chelsea.png", "query.png")
+    os.symlink("photos", "linked")
+    before = Path(out).read_bytes()
+    monkeypatch.setattr("jaxclip.clip.load", None)  # Said before the model is loaded.
+    assert main(["search", "--image", "query.png", where, "-o", out, "--model", model]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"jaxclip search: {out}: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert Path(out).read_bytes() == before
+
+
+def test_a_new_picture_may_lie_among_the_photos(folder, model):
+    assert main(["search", "a cat", str(folder), "-o", str(folder / "hits.png"), "--model", model]) == 0
+    assert (folder / "hits.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_it_says_so_before_the_work(folder, model, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("jaxclip.clip.load", None)

@@ -115,6 +115,35 @@ def test_what_can_not_be_done_is_one_line_and_status_2(folder, captions, model, 
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("out", "overwritten"),
+    [
+        ("captions.csv", "captions.csv"),
+        ("captions.png", "captions.csv"),  # The numbers, beside the picture.
+        ("photos/coffee.png", "photos/coffee.png"),
+        ("photos/matrix.png", "photos/matrix.csv"),
+    ],
+)
+def test_nothing_replaces_an_input(folder, captions, model, capsys, monkeypatch, out, overwritten):
+    monkeypatch.chdir(folder.parent)
+    captions.rename("captions.csv")
+    (folder / "matrix.csv").write_text("old")
+    monkeypatch.setattr("jaxclip.clip.load", None)  # Said before the model is loaded.
+    arguments = ["--texts", "captions.csv", "--images", "photos", "--model", model, "-o", out]
+    assert main(["similarity", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"jaxclip similarity: {overwritten}: is ")
+    assert printed.err.count("\n") == 1
+
+
+def test_the_numbers_keep_the_suffix_that_was_given(folder, captions, model, capsys):
+    out = folder.parent / "M.CSV"
+    arguments = ["--texts", str(captions), "--images", str(folder), "--model", model, "-o", str(out)]
+    assert main(["similarity", *arguments]) == 0
+    assert capsys.readouterr().out == f"{out}: 3 texts, 2 images\n"
+    assert out.exists()
+
+
 def test_without_matplotlib_it_says_so_before_the_work(folder, captions, model, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("jaxclip.clip.load", None)
