@@ -85,7 +85,6 @@ class Clip:
     - `tokenizer`, `image_processor`: read when first asked for, or your own; CheckpointError when the checkpoint has
       none, or a damaged one
     - `source`, `revision`: where it was loaded from (for the Hub, the commit), or None
-
     - `encoder`: what compiles for few shapes and spreads batches over the devices
 
     `Clip(model, tokenizer=..., image_processor=...)` makes a handle of a model of your own. Model, tokenizer and image
@@ -182,7 +181,7 @@ class Clip:
             one, token_ids = texts.ndim == 1, np.atleast_2d(np.asarray(texts))
         else:
             one, token_ids = isinstance(texts, str), self.tokenizer([texts] if isinstance(texts, str) else texts)
-        _check_token_ids(token_ids, self.model.tower("text").config, self._eos_token_id())
+        self._check(token_ids)
         features = self.encoder.texts(self.model, token_ids, normalize=normalize).array()
         return features[0] if one else features
 
@@ -221,13 +220,19 @@ class Clip:
         """Any number of strings in constant memory: batches in order, with the vectors that `encode_text` gives.
 
         A batch stands for `batch_size` inputs (by default what suits the devices). Some batches are read ahead and
-        sorted by length, which spares most of the padding. What is no string is found in its batch's `errors`. Raises
-        TypeError for one string alone.
+        sorted by length, which spares most of the padding. What is no string, or can't be tokenized, is found in its
+        batch's `errors`. Raises TypeError for one string alone.
         """
         if isinstance(texts, str):
             raise TypeError("stream_texts takes an iterable of strings; encode_text takes one")
         tokenizer, size = self.tokenizer, self.encoder.batch_size("text", batch_size)
-        return stream_texts(self.encoder, self.model, tokenizer, texts, normalize=normalize, batch_size=size)
+
+        def tokenize(texts: list[str]) -> np.ndarray:
+            token_ids = tokenizer(texts)
+            self._check(token_ids)
+            return token_ids
+
+        return stream_texts(self.encoder, self.model, tokenize, texts, normalize=normalize, batch_size=size)
 
     def stream_images(
         self,
@@ -285,6 +290,9 @@ class Clip:
             raise self._origin.files.missing(*names)
         for name, path in found.items():
             shutil.copyfile(path, folder / name)
+
+    def _check(self, token_ids: np.ndarray) -> None:
+        _check_token_ids(token_ids, self.model.tower("text").config, self._eos_token_id())
 
     def _eos_token_id(self) -> int | None:
         """The token that ends a text; under the largest-id rule only the tokenizer knows it."""

@@ -74,6 +74,12 @@ class Encoder:
             wished = {"text": 64, "image": 32}[modality] if on_cpu else {"text": 256, "image": 64}[modality] * share
         return -(-wished // share) * share
 
+    def _sizes(self, modality: Modality, wished: int | None) -> tuple[int, ...]:
+        """What batches are padded to: sizes that all devices share, then those of the first alone."""
+        share = len(self.devices)
+        shared = tuple(share * size for size in batch_sizes(self.batch_size(modality, wished) // share))
+        return shared if share == 1 else (*shared, *batch_sizes(share)[1:])
+
     def texts(
         self,
         model: CLIP,
@@ -82,15 +88,22 @@ class Encoder:
         normalize: bool = True,
         batch_size: int | None = None,
     ) -> Encoded:
-        """As `model.encode_text`, for rows that each have the token that the model reads a text off at."""
+        """As `model.encode_text`, for rows that each have the token that the model reads a text off at. Padding after
+        it may go beyond the model's positions; ValueError where the token itself does."""
         tower = model.tower("text")
+        positions = tower.config.max_position_embeddings
         lengths = tower.pooled_position(token_ids) + 1 if len(token_ids) else np.zeros(0, int)
+        if lengths.max(initial=0) > positions:
+            raise ValueError(
+                f"text {lengths.argmax()} is {lengths.max()} tokens long, but this model has {positions} positions: "
+                "truncate it (the tokenizer does)"
+            )
         pieces = []
-        for rows, size in by_length(lengths, batch_sizes(self.batch_size("text", batch_size))):
+        for rows, size in by_length(lengths, self._sizes("text", batch_size)):
             ids = token_ids[rows]
             # A tower that computes something else may look at what comes after.
             if type(tower).__call__ is TextTransformer.__call__:
-                ids = _cut(ids, text_length(int(lengths[rows].max()), tower.config.max_position_embeddings))
+                ids = _cut(ids, text_length(int(lengths[rows].max()), positions))
             pieces.append((rows, self._run(model, "text", padded(ids, size), normalize)))
         return self._encoded(model, "text", token_ids, pieces)
 
@@ -104,7 +117,7 @@ class Encoder:
     ) -> Encoded:
         """As `model.encode_image`."""
         every, pieces = np.arange(len(pixels)), []
-        for rows, size in split(len(pixels), batch_sizes(self.batch_size("image", batch_size))):
+        for rows, size in split(len(pixels), self._sizes("image", batch_size)):
             pieces.append((every[rows], self._run(model, "image", padded(pixels[rows], size), normalize)))
         return self._encoded(model, "image", pixels, pieces)
 

@@ -54,21 +54,39 @@ def stream_texts(
     normalize: bool,
     batch_size: int,
 ) -> Iterator[EncodedBatch]:
-    """Batches of `batch_size` texts, sorted by length within some batches that are read ahead."""
+    """Batches of `batch_size` texts, sorted by length within some batches that are read ahead. What `tokenize` raises
+    ValueError for is an error of that text alone."""
     for window in groups(enumerate(texts), _WINDOW * batch_size):
-        good = [(index, text) for index, text in window if isinstance(text, str)]
-        token_ids = tokenize([text for _, text in good])
+        token_ids, failures = _tokenized(window, tokenize)
         encoded = encoder.texts(model, token_ids, normalize=normalize, batch_size=batch_size)
         vectors, done = encoded.numpy(), 0
         for batch in groups(window, batch_size):
-            kept = [(index, text) for index, text in batch if isinstance(text, str)]
-            errors = [
-                Failure(index, text, TypeError(f"text {index} is no string but a {type(text).__name__}"))
-                for index, text in batch
-                if not isinstance(text, str)
-            ]
+            kept = [(index, text) for index, text in batch if index not in failures]
+            errors = [failures[index] for index, _ in batch if index in failures]
             yield _batch(kept, vectors[done : done + len(kept)], errors)
             done += len(kept)
+
+
+def _tokenized(
+    window: list[tuple[int, Any]], tokenize: Callable[[list[str]], np.ndarray]
+) -> tuple[np.ndarray, dict[int, Failure]]:
+    """Token ids of the texts that have some, and the failures of the others by their numbers."""
+    failures = {
+        index: Failure(index, text, TypeError(f"text {index} is no string but a {type(text).__name__}"))
+        for index, text in window
+        if not isinstance(text, str)
+    }
+    good = [(index, text) for index, text in window if index not in failures]
+    try:
+        return tokenize([text for _, text in good]), failures
+    except ValueError:
+        for index, text in good:
+            try:
+                tokenize([text])
+            except ValueError as error:
+                told = ValueError(str(error).replace("text 0 ", f"text {index} ", 1))
+                failures[index] = Failure(index, text, told)
+    return tokenize([text for index, text in good if index not in failures]), failures
 
 
 def stream_images(

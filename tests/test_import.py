@@ -13,6 +13,7 @@ PACKAGE = Path(jaxclip.__file__).parent
 # A lower row never imports a higher one.
 ROWS = {
     "compilation_cache": 0,
+    "atomic": 0,
     "config": 0,
     "reference": 0,
     "nn": 1,

@@ -37,7 +37,7 @@ def start(devices, *arguments):
 
 
 def figures(process):
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return json.loads(output.splitlines()[-1])
 

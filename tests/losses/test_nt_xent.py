@@ -12,7 +12,7 @@ A = inputs(seed=0, n=8, width=6)["a"]
 
 
 def page(features, tau=0.07):
-    """`infonce_loss` of the page the issue comes from, as it stands there."""
+    """`infonce_loss` of the page on cosine similarity, as it stands there."""
     B2, _ = features.shape
     z = features / np.linalg.norm(features, axis=1, keepdims=True)
     sim = z @ z.T / tau
