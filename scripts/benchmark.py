@@ -14,7 +14,7 @@ have to agree before anything is timed.
 
 Each round measures all in turn, beginning with another one each time; a measurement repeats for at least 0.3 s. Rates
 are medians over the rounds; a ratio is the median of the rounds' ratios, with the smallest and the largest in brackets.
-Shares are of the fastest float32 matrix product that this machine does (of NumPy's, torch's and JAX's), and count the
+Shares are of the fastest float32 matrix product seen until then (of NumPy's, torch's and JAX's), and count the
 multiplications and additions of the model's matrix products on the tokens that an input has: not those on padding, but
 the whole last block, of which jaxclip skips most. Each library has a process of its own, and none
 works while another does, so that no library's idle threads, some of which wait by spinning, take another's time;
@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -501,11 +502,12 @@ def main() -> None:
     print(f"{', '.join(versions)}; {THREADS} threads")
     for model in options.models:
         folder = Path(options.cache) / model.replace("/", "-")
-        if not (folder / "done").exists():
-            write_model(folder, SHAPES[model])
-            if "ONNX Runtime" in libraries:
-                write_onnx(folder)
-            (folder / "done").touch()
+        writers = {"": partial(write_model, folder, SHAPES[model]), "ONNX Runtime": partial(write_onnx, folder)}
+        for library, write in writers.items():
+            done = folder / f"done {library}".rstrip()
+            if (not library or library in libraries) and not done.exists():
+                write()
+                done.touch()
     workers = {name: (Worker if options.one_process else RemoteWorker)(name, options.captions) for name in libraries}
     results = []
     for model in options.models:

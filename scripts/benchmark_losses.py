@@ -187,7 +187,7 @@ def draw(figures: dict[str, dict[int, dict[str, float] | None]], options: argpar
     axes.set_xticks(batches, [f"{batch:,}" for batch in batches])
     axes.minorticks_off()
     axes.set(xlabel="batch", ylabel="peak memory, GiB", title=f"Forward and backward, width {options.width}, float32")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(options.output)
 
 
