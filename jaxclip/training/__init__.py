@@ -8,31 +8,57 @@
         state, metrics = step(state, batch)
 
 `state.model` is the trained model at any time. `sharding` spreads all this over devices and processes, `Checkpoints`
-keeps it.
+keeps it. Batches come from a folder or tar shards of images with captions:
+
+    source = open_source("flickr8k")         # `CaptionedFolder`, `Photos` or `WebDataset`
+    batches = Batches(source, 256, image_processor=clip.image_processor, tokenizer=clip.tokenizer)
+
+(pip install "jaxclip[train]"), `cache_image_features` encodes them once for an image tower that stays as it is, and
+`evaluate_retrieval` says how well images and captions find each other.
 """
 
+from jaxclip.training.augmentation import AUGMENTATIONS, Augmentation
+from jaxclip.training.captions import CaptionedFolder, Photos, Sample, Source
 from jaxclip.training.checkpointing import Checkpoints
+from jaxclip.training.data import BadSample, Batches, open_source
+from jaxclip.training.evaluation import Retrieval, evaluate_retrieval, retrieval
+from jaxclip.training.features import cache_image_features
 from jaxclip.training.objectives import CLIPObjective, MoCoObjective, Objective, SigLIPObjective, SimCLRObjective
 from jaxclip.training.optimizer import OptimizerConfig, make_optimizer
 from jaxclip.training.sharding import batch_sharding, compile_step, global_batch, make_mesh, place, state_shardings
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import train_step
+from jaxclip.training.webdataset import WebDataset
 
 __all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "BadSample",
+    "Batches",
     "CLIPObjective",
+    "CaptionedFolder",
     "Checkpoints",
     "MoCoObjective",
     "Objective",
     "OptimizerConfig",
+    "Photos",
+    "Retrieval",
+    "Sample",
     "SigLIPObjective",
     "SimCLRObjective",
+    "Source",
     "TrainState",
+    "WebDataset",
     "batch_sharding",
+    "cache_image_features",
     "compile_step",
+    "evaluate_retrieval",
     "global_batch",
     "make_mesh",
     "make_optimizer",
+    "open_source",
     "place",
+    "retrieval",
     "state_shardings",
     "train_step",
 ]
