@@ -1,16 +1,19 @@
 """An index's blocks: so many vectors, and what they belong to, in two files."""
 
+import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jaxclip.tasks.manifest import damaged, write_atomically
+from jaxclip.atomic import write_atomically
+from jaxclip.tasks.manifest import damaged
 
 # Rows of a full block: 8 MiB of 512 numbers each. The more, the faster the search and the more is lost by a crash.
 ROWS = 4096
@@ -48,45 +51,51 @@ class Block:
         return cls(folder, name, *vectors.shape)
 
     def check(self) -> None:
-        """Raises ValueError, naming the file, when one is missing or cut short; reads no vector."""
-        path = self.folder / (self.name + VECTORS)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = file.get_slice("vectors")
-                found = header.get_dtype(), header.get_shape()
-            if found != ("F32", [self.rows, self.width]):
-                raise ValueError(f"it holds {found[0]} {found[1]}, not F32 {[self.rows, self.width]}")
-            path = self.folder / (self.name + RECORDS)
+        """Reads no vector. Raises ValueError, naming the file, when one is missing or cut short, and OSError, as do all
+        methods, when the system doesn't let one be read."""
+        with self._vectors():
+            pass
+        path = self.folder / (self.name + RECORDS)
+        with _reading(path):
             content = path.read_bytes()
             lines = content.count(b"\n")
             if lines != self.rows or not content.endswith(b"\n"):
                 raise ValueError(f"it has {lines} whole lines, not {self.rows}")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise damaged(path, error) from error
 
     def vectors(self) -> Float32[np.ndarray, "rows width"]:
         """Read from the file. Raises ValueError when it has changed or gone."""
+        with self._vectors() as file:
+            return file.get_tensor("vectors")
+
+    @contextlib.contextmanager
+    def _vectors(self) -> Iterator[Any]:
         path = self.folder / (self.name + VECTORS)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return file.get_tensor("vectors")
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, error) from error
+        with _reading(path), safe_open(path, framework="numpy") as file:
+            header = file.get_slice("vectors")
+            found = header.get_dtype(), header.get_shape()
+            if found != ("F32", [self.rows, self.width]):
+                raise ValueError(f"it holds {found[0]} {found[1]}, not F32 {[self.rows, self.width]}")
+            yield file
 
-    @cached_property
-    def lines(self) -> list[bytes]:
+    def records(self, rows: Iterable[int] | None = None) -> list[Record]:
+        """Of some rows, or of all, read from the file. Raises ValueError when it has changed or gone."""
         path = self.folder / (self.name + RECORDS)
-        try:
-            return path.read_bytes().splitlines()
-        except OSError as error:
-            raise damaged(path, error) from error
+        with _reading(path):
+            lines = path.read_bytes().splitlines()
+            contents = [json.loads(lines[row]) for row in (range(self.rows) if rows is None else rows)]
+            return [Record(content["path"], content["size"], content["modified_ns"]) for content in contents]
 
-    def record(self, row: int) -> Record:
-        try:
-            content = json.loads(self.lines[row])
-            return Record(content["path"], content["size"], content["modified_ns"])
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise damaged(self.folder / (self.name + RECORDS), error) from error
 
-    def records(self) -> list[Record]:
-        return [self.record(row) for row in range(self.rows)]
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Names the file where it is gone or damaged. What else the system says of it (no permission, too many open files,
+    a failing disk) tells nothing of the index, and stays what it is."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        # safetensors says so of each file that it can't open: this tells the reason.
+        with contextlib.suppress(FileNotFoundError), open(path, "rb"):
+            pass
+        raise damaged(path, error) from error
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, SafetensorError) as error:
+        raise damaged(path, error) from error

@@ -1,4 +1,4 @@
-"""The vectors of a folder's photos, kept on the disk: made once, kept up to date, searched in no time."""
+"""The vectors of a folder's photos, kept on the disk: made once, kept up to date, and searched without the photos."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32, Int
 from jaxclip.batching import padded, split
 from jaxclip.clip import Clip
 from jaxclip.similarity import TopK, top_k
-from jaxclip.tasks.blocks import ROWS, Record
+from jaxclip.tasks.blocks import ROWS, Block, Record
 from jaxclip.tasks.fingerprint import fingerprints
 from jaxclip.tasks.hits import Hit
 from jaxclip.tasks.manifest import NAME, Manifest, ModelIdentity, is_index
@@ -25,6 +25,10 @@ from jaxclip.tasks.writer import LOCK, IndexWriter, blocks_of, discard_leftovers
 
 # Numbers of queries that are compared with a block at a time, at most 4 MiB of scores; others are filled up to one.
 _QUERIES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+
+
+class IndexChangedError(ValueError):
+    """The folder holds another index than it did when it was opened."""
 
 
 class Index:
@@ -73,33 +77,56 @@ class Index:
     @property
     def paths(self) -> list[Path]:
         """The photos, in the order of the rows."""
-        return [self.root / record.path for block in self._blocks for record in block.records()]
+        with self._reading():
+            return [self.root / record.path for block in self._blocks for record in block.records()]
 
     def vectors(self) -> Iterator[Float32[np.ndarray, "rows width"]]:
         """The vectors of unit length, in the order of the rows: up to 4096 at a time, of which each is read when its
-        turn comes. Raises ValueError when an embed has changed the folder since: open it again."""
-        return (block.vectors() for block in self._blocks)
+        turn comes. Raises `IndexChangedError`, a ValueError, when an embed has changed the folder since."""
+        for block in self._blocks:
+            yield self._read(block)
+
+    def _read(self, block: Block) -> Float32[np.ndarray, "rows width"]:
+        with self._reading():
+            return block.vectors()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tells a damaged index from one that an embed has put into other blocks since."""
+        try:
+            yield
+        except ValueError as error:
+            if Manifest.read(self.folder) == self.manifest:
+                raise
+            raise IndexChangedError(
+                f"{self.folder}: the index has changed since it was opened: open it again"
+            ) from error
 
     def search(self, queries: Float[np.ndarray, "*n width"] | Float[Array, "*n width"], top: int = 10) -> list[Any]:
         """The `top` photos that are most similar to a query (width,), best first, as a list of `Hit`; for many queries
         (n, width) a list of such lists.
 
         Scores are cosines; the search is exact, and equal ones come in the order of the rows. Blocks go by one after
-        the other, so that memory doesn't grow with the index. Raises ValueError for queries of another width, for zero
-        and non-finite ones, and when `top` is not at least 1.
+        the other and nothing of them is kept, so that memory doesn't grow with the index. Raises ValueError for queries
+        of another width, for zero and non-finite ones, and when `top` is not at least 1; and `IndexChangedError`, a
+        ValueError too, when an embed has changed the folder since: open it again.
         """
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
-        wanted = np.asarray(queries, np.float32)
+        # In float64 and by the largest entry first: neither the length nor its square leaves the range.
+        wanted = np.asarray(queries, np.float64)
         if wanted.ndim not in (1, 2) or wanted.shape[-1] != self.width:
             raise ValueError(f"queries must be ({self.width},) or (n, {self.width}), got {wanted.shape}")
         many = np.atleast_2d(wanted)
-        lengths = np.linalg.norm(many, axis=1, keepdims=True)
-        if not (np.isfinite(lengths).all() and lengths.all()):
+        largest = np.abs(many).max(axis=1, keepdims=True, initial=0)
+        if not (np.isfinite(largest).all() and largest.all()):
             raise ValueError("queries must be finite and not zero: such a vector has no direction")
-        scores, rows = self._nearest(many / lengths, min(top, len(self)))
+        many = many / largest
+        many = many / np.linalg.norm(many, axis=1, keepdims=True)
+        scores, rows = self._nearest(many.astype(np.float32), min(top, len(self)))
+        paths = self._paths(rows)
         hits = [
-            [Hit(self._path(row), score) for row, score in zip(*pair, strict=True)]
+            [Hit(paths[row], score) for row, score in zip(*pair, strict=True)]
             for pair in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
         return hits[0] if wanted.ndim == 1 else hits
@@ -111,9 +138,9 @@ class Index:
         start = 0
         for block in self._blocks:
             # One shape for all blocks, so that one program is compiled; on the device once for all queries.
-            vectors = np.zeros((ROWS, self.width), np.float32) if block.rows < ROWS else block.vectors()
+            vectors = self._read(block)
             if block.rows < ROWS:
-                vectors[: block.rows] = block.vectors()
+                vectors = np.concatenate([vectors, np.zeros((ROWS - block.rows, self.width), np.float32)])
             placed = jnp.asarray(vectors)
             new_scores, new_rows = [], []
             for some, size in split(len(queries), _QUERIES):
@@ -129,12 +156,17 @@ class Index:
             start += block.rows
         return scores, rows
 
-    def _path(self, row: int) -> Path:
+    def _paths(self, rows: Int[np.ndarray, "n top"]) -> dict[int, Path]:
+        """Row → its photo; each block that has one of them is read once."""
+        found, wanted, start = {}, np.unique(rows), 0
         for block in self._blocks:
-            if row < block.rows:
-                return self.root / block.record(row).path
-            row -= block.rows
-        raise IndexError(f"no row {row}")
+            here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + block.rows)].tolist()
+            if here:
+                with self._reading():
+                    records = block.records(row - start for row in here)
+                found |= {row: self.root / record.path for row, record in zip(here, records, strict=True)}
+            start += block.rows
+        return found
 
     def check(self, clip: Clip) -> None:
         """Raises ValueError, naming both, when another model than the handle's made the vectors.
@@ -155,6 +187,15 @@ class Index:
                 "embed the photos into another folder with this one"
             )
 
+    def check_preprocessing(self, clip: Clip) -> None:
+        """Raises ValueError, naming both, when the handle's images aren't preprocessed as those of the index."""
+        ours = _preprocessing(clip)
+        if ours != self.manifest.preprocessing:
+            raise ValueError(
+                f"{self.folder}: the index has the preprocessing {self.manifest.preprocessing}, and this would be "
+                f"{ours}: use the image processor of the index, or embed into another folder"
+            )
+
 
 @partial(jax.jit, static_argnames="k")
 def _in_block(
@@ -167,10 +208,21 @@ def _in_block(
 
 
 def identity(clip: Clip) -> ModelIdentity:
-    """What tells the handle's model from others, as a manifest holds it."""
+    """What tells the handle's model from others, as a manifest holds it.
+
+    A local folder's name is made absolute, so that the index finds its model from any working folder. The `subfolder`
+    that `jaxclip.load` took is not recorded: who loads the model for such an index has to name it again.
+    """
     tower = clip.model.tower("vision" if clip.model.vision is not None else "text")
     dtype = "tensorfloat32" if tower.precision == "tensorfloat32" else jnp.dtype(tower.dtype).name
-    return ModelIdentity(clip.source, clip.revision, dtype, fingerprints(clip.model))
+    source = clip.source
+    if source is not None and os.path.isdir(source):
+        source = os.path.abspath(source)
+    return ModelIdentity(source, clip.revision, dtype, fingerprints(clip.model))
+
+
+def _preprocessing(clip: Clip) -> dict[str, Any]:
+    return {**clip.image_processor.to_hub(), "exif_rotation": True}
 
 
 @dataclass(frozen=True)
@@ -214,7 +266,7 @@ def embed_folder(
     clip.encoder.batch_size("image", batch_size)  # Raises before anything is done.
     wanted = Manifest(
         model=identity(clip),
-        preprocessing={**clip.image_processor.to_hub(), "exif_rotation": True},
+        preprocessing=_preprocessing(clip),
         width=clip.model.tower("vision").config.projection_dim or 0,
         root=os.path.abspath(root),
         blocks={},
@@ -243,6 +295,7 @@ def _embed(clip: Clip, root: Path, folder: Path, wanted: Manifest, batch_size: i
         index = Index.open(folder)
         index.check(clip)
         _check_settings(index, wanted)
+        index.check_preprocessing(clip)
         manifest = index.manifest
     discard_leftovers(folder)
     try:
@@ -261,7 +314,6 @@ def _check_settings(index: Index, wanted: Manifest) -> None:
     here, there = index.manifest, wanted
     for what, ours, theirs, mend in (
         ("dtype", here.model.dtype, there.model.dtype, f"load the model with dtype={here.model.dtype!r}"),
-        ("preprocessing", here.preprocessing, there.preprocessing, "use the image processor of the index"),
         ("root", os.path.realpath(here.root), os.path.realpath(there.root), f"embed {here.root}"),
     ):
         if ours != theirs:
@@ -304,7 +356,7 @@ def _update(clip: Clip, root: Path, folder: Path, manifest: Manifest, batch_size
     except BaseException as error:
         try:
             writer.commit()
-        except OSError as failure:
+        except Exception as failure:  # Nor may a damaged block, or a lack of memory, take the place of Ctrl-C.
             error.add_note(f"What was encoded since the last block could not be saved: {failure}")
         raise
     return EmbedResult(

@@ -1,13 +1,16 @@
-"""What an index says of itself, and writing such that a crash at any instant leaves the old or the new."""
+"""What an index says of itself."""
 
-import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from jaxclip.atomic import write_atomically
+
+__all__ = ["Manifest", "ModelIdentity", "damaged", "is_index", "write_atomically"]
 
 NAME = "manifest.json"
 FORMAT = "jaxclip index"
@@ -104,28 +107,3 @@ def is_index(folder: str | os.PathLike) -> bool:
             return f'"{FORMAT}"'.encode() in file.read(100)
     except OSError:
         return False
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file is there as a whole, or as it was before, when anything fails: on the disk, not only in its cache."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "wb") as file:
-            _write(file, content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-    if os.name == "posix":  # Elsewhere a folder can't be opened; the file system keeps the order itself.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)

@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def stream_photos(
 ) -> Iterator[tuple[list[Path], Float32[np.ndarray, "n projection"]]]:
     """Batches of paths with the unit vectors of their photos, turned as their EXIF orientation says.
 
-    What can't be read goes to `skipped`, with the reason. On a terminal a bar shows how many of `total` are done.
+    What can't be read, or has a vector that isn't finite (in half precision, say), goes to `skipped`, with the reason.
+    On a terminal a bar shows how many of `total` are done.
     """
 
     def regular() -> Iterator[Path]:
@@ -72,6 +74,11 @@ def stream_photos(
         before = len(skipped)
         for batch in clip.stream_images(regular(), exif_rotation=True, batch_size=batch_size):
             skipped.extend((failure.input, str(failure.error)) for failure in batch.errors)
-            yield batch.inputs, batch.vectors
-            bar.update(len(batch) + len(skipped) - before)
+            finite = np.isfinite(batch.vectors).all(axis=1)
+            skipped.extend(
+                (path, f"{str(path)!r}: its vector is not finite: try dtype float32")
+                for path in compress(batch.inputs, ~finite)
+            )
+            yield list(compress(batch.inputs, finite)), batch.vectors[finite]
+            bar.update(int(finite.sum()) + len(skipped) - before)
             before = len(skipped)

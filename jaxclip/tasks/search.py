@@ -11,7 +11,7 @@ from jaxclip.clip import Clip
 from jaxclip.processing import ImageLike
 from jaxclip.tasks.captions import captions_in
 from jaxclip.tasks.hits import Best, Hit
-from jaxclip.tasks.index import Index
+from jaxclip.tasks.index import Index, IndexChangedError
 from jaxclip.tasks.manifest import is_index
 from jaxclip.tasks.photos import Skipped, files_under, stream_photos
 
@@ -42,11 +42,12 @@ def search(
       photo; or a `.txt` file with a caption on each line, in UTF-8
 
     Photos are turned as their EXIF orientation says. A file that can't be read is skipped and named in the result; ties
-    are in the order of the paths, lines or rows. Memory doesn't grow with the number of photos or captions. On a
-    terminal a bar shows how far it is.
+    are in the order of the paths, lines or rows. Memory doesn't grow with the number of photos or captions. An index
+    that an embed changes meanwhile is opened again. On a terminal a bar shows how far it is.
 
     Raises FileNotFoundError when there is no such file or folder, ImageError for a query that can't be read, and
-    ValueError when `top` or `batch_size` is not at least 1 or another model made the index.
+    ValueError when `top` or `batch_size` is not at least 1, when another model made the index or its photos were
+    preprocessed otherwise than the query image would be, and when the query's vector is not finite.
     """
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value is not None and value < 1:
@@ -58,8 +59,14 @@ def search(
         if is_index(where):
             where = Index.open(where)
     if isinstance(where, Index):
-        where.check(clip)
-        return SearchResult(where.search(_vector(clip, query), top), [])
+        while True:
+            where.check(clip)
+            if not isinstance(query, str):
+                where.check_preprocessing(clip)
+            try:
+                return SearchResult(where.search(_vector(clip, query), top), [])
+            except IndexChangedError:
+                where = Index.open(where.folder)
     wanted, best, skipped = _vector(clip, query), Best(top), []
     if where.suffix.lower() == ".txt" and where.is_file():
         for batch in clip.stream_texts(captions_in(where), batch_size=batch_size):
@@ -73,6 +80,10 @@ def search(
 
 def _vector(clip: Clip, query: str | ImageLike) -> Float32[np.ndarray, " projection"]:
     if isinstance(query, str):
-        return np.asarray(clip.encode_text(query))
-    upright = isinstance(query, os.PathLike)
-    return np.asarray(clip.encode_pixels(clip.image_processor([query], exif_rotation=upright))[0])
+        vector = np.asarray(clip.encode_text(query))
+    else:
+        upright = isinstance(query, os.PathLike)
+        vector = np.asarray(clip.encode_pixels(clip.image_processor([query], exif_rotation=upright))[0])
+    if not np.isfinite(vector).all():
+        raise ValueError("the query's vector is not finite: try dtype float32")
+    return vector

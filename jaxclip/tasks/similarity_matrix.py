@@ -33,8 +33,10 @@ def similarity_matrix(
     """The cosine of every text with every photo of a folder, of a file, or of many files.
 
     Photos are turned as their EXIF orientation says; those that can't be read are skipped and named in the result.
-    Raises FileNotFoundError when there is no such folder or file.
+    Raises FileNotFoundError when there is no such folder or file, and TypeError for one string alone.
     """
+    if isinstance(texts, str):
+        raise TypeError("similarity_matrix takes an iterable of strings: put a single one in a list")
     skipped: Skipped = []
     if isinstance(images, str | os.PathLike):
         paths = files_under(images, on_error=lambda folder, reason: skipped.append((folder, reason)))

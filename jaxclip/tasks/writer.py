@@ -2,11 +2,11 @@
 
 import contextlib
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain, compress
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -74,7 +74,7 @@ class IndexWriter:
         self.folder, self.manifest = folder, manifest
         self._outdated = dict(outdated)
         self._pending = _Pending(_name(manifest.next_block))
-        self._committed = time.monotonic()
+        self._committed = monotonic()
 
     def add(self, vectors: Float32[np.ndarray, "n width"], records: list[Record]) -> None:
         """More rows, which are part of the index from the next `commit` on: by itself at every full block of them, and
@@ -84,7 +84,7 @@ class IndexWriter:
             # As one, so that Ctrl-C never finds a row without its record.
             self._pending.pieces.append((vectors[:room], records[:room]))
             vectors, records = vectors[room:], records[room:]
-            if self._pending.rows == ROWS or time.monotonic() - self._committed > _SECONDS:
+            if self._pending.rows == ROWS or monotonic() - self._committed > _SECONDS:
                 self.commit()
 
     def commit(self) -> None:
@@ -97,7 +97,7 @@ class IndexWriter:
         if pending.pieces and pending.name not in self.manifest.blocks:
             leaving = {record.path for _, records in pending.pieces for record in records} & self._outdated.keys()
             self._regroup({self._outdated[path] for path in leaving}, leaving, pending.pieces)
-        self._pending, self._committed = _Pending(_name(self.manifest.next_block)), time.monotonic()
+        self._pending, self._committed = _Pending(_name(self.manifest.next_block)), monotonic()
 
     def finish(self) -> None:
         """Commits, removes the outdated rows that are left, and puts small blocks together into full ones; writes

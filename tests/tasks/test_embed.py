@@ -15,7 +15,7 @@ from PIL import Image
 from tasks.index_cases import assert_same, contents, paint
 
 import jaxclip
-from jaxclip.tasks import manifest, writer
+from jaxclip import atomic
 from jaxclip.tasks.index import Index, embed_folder
 from jaxclip.tasks.writer import IndexInUseError
 
@@ -107,7 +107,7 @@ def test_an_index_may_become_empty_and_fill_again(clip, photos, tmp_path):
 
 
 def spoil(folder, monkeypatch):
-    """Ten files that are no photos, each in its own way."""
+    """Seven files that are no photos, each in its own way."""
     (folder / "empty.jpg").touch()
     (folder / "notes.txt").write_text("no photo")
     (folder / "broken.png").write_bytes((folder / "00.png").read_bytes()[:100])
@@ -281,7 +281,7 @@ def test_a_block_is_committed_every_minute(clip, photos, tmp_path, monkeypatch):
             yield batch
 
     now = [0]
-    monkeypatch.setattr(writer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("jaxclip.tasks.writer.monotonic", lambda: now[0])
     monkeypatch.setattr(clip, "stream_images", slow)
     index = embed_folder(clip, photos, tmp_path / "index", batch_size=2).index
     assert lengths == [0, 0, 0, 6, 6, 6, 12, 12, 12, 18]
@@ -305,16 +305,20 @@ def failing(monkeypatch, at: int, error, *, lasting: bool = False, late: bool = 
             first = calls[0] == at
             if first and late:
                 function(*arguments, **options)
-            elif first and name == "_write":
-                file, content = arguments
-                function(file, content[: len(content) // 2])
+            elif first and name == "write":
+                function(arguments[0][: len(arguments[0]) // 2])
             if first or (lasting and calls[0] > at):
                 raise error()
             return function(*arguments, **options)
 
         monkeypatch.setattr(module, name, wrapped)
 
-    wrap(manifest, "_write")
+    def opening(path, mode):
+        file = open(path, mode)  # noqa: SIM115
+        wrap(file, "write")
+        return file
+
+    monkeypatch.setattr(atomic, "open", opening, raising=False)
     if error is not full_disk:
         for name in ("fsync", "replace", "unlink"):
             wrap(os, name)

@@ -1,8 +1,10 @@
 """Opening an index, and searching it."""
 
+import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from tasks.index_cases import contents, halves, paint
 import jaxclip
 from jaxclip.tasks import index as index_module
 from jaxclip.tasks.blocks import Block
-from jaxclip.tasks.index import Index, embed_folder
+from jaxclip.tasks.index import Index, IndexChangedError, embed_folder
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,13 @@ def test_queries_of_any_length_and_number(random_index):
     assert found(index.search(queries * 7, 3)) == expected(index, queries, 3)
     assert index.search(jax.numpy.asarray(queries[0]), 1) == index.search(queries[0], 1)
     assert index.search(queries[:0]) == []
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1e-30, 1e30, 1e300])
+def test_queries_of_any_finite_length(random_index, scale):
+    index = random_index(300)
+    query = halves(np.random.default_rng(2), 1)[0]
+    assert index.search(query.astype(np.float64) * scale, 5) == index.search(query, 5)
 
 
 def test_a_constant_number_of_programs(random_index):
@@ -197,6 +206,71 @@ def test_opening_while_an_embed_puts_blocks_together(clip, photos, tmp_path, mon
     assert index.paths == sorted(photos.iterdir())
 
 
+def test_an_index_that_changes_while_it_is_read_says_so(clip, photos, tmp_path):
+    """And no one is told to remove a whole index."""
+    index = embed_folder(clip, photos, tmp_path / "index").index
+    vectors = index.vectors()
+    (photos / "00.png").unlink()
+    embed_folder(clip, photos, tmp_path / "index")
+    query = np.ones(20, np.float32)
+    for read in (lambda: index.search(query), lambda: index.paths, lambda: next(vectors)):
+        with pytest.raises(IndexChangedError, match="index: the index has changed since it was opened: open it again"):
+            read()
+    assert len(jaxclip.search(clip, "a cat", index, top=99).hits) == 19
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(FileNotFoundError, match="index: no such folder"):
+        index.search(query)
+
+
+def test_what_changes_between_vectors_and_paths_is_searched_again(clip, photos, tmp_path, monkeypatch):
+    index = embed_folder(clip, photos, tmp_path / "index").index
+    nearest, calls = Index._nearest, []
+
+    def changed_meanwhile(self, *arguments):
+        found = nearest(self, *arguments)
+        if not calls:
+            (photos / "00.png").unlink()
+            embed_folder(clip, photos, tmp_path / "index")
+        calls.append(self)
+        return found
+
+    monkeypatch.setattr(Index, "_nearest", changed_meanwhile)
+    hits = jaxclip.search(clip, "a cat", index, top=99).hits
+    assert sorted(hit.item for hit in hits) == sorted(photos.iterdir())
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["000000.safetensors", "000000.jsonl"])
+def test_a_block_that_the_system_refuses_is_no_damage(model_index, tmp_path, monkeypatch, name):
+    folder = shutil.copytree(model_index.folder, tmp_path / "index")
+    index, refused = Index.open(folder), OSError(errno.EMFILE, "Too many open files", name)
+
+    def refuse(path, *arguments, **options):
+        if Path(path) == folder / name:
+            raise refused
+        return opened(path, *arguments, **options)
+
+    def masked(path, **options):
+        # safetensors says so of whatever it can't open.
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    opened = open
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("io.open", refuse)
+    if name.endswith(".safetensors"):
+        monkeypatch.setattr("jaxclip.tasks.blocks.safe_open", masked)
+    for read in (lambda: Index.open(folder), lambda: index.search(np.ones(20, np.float32)), lambda: contents(index)):
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            read()
+        assert raised.value is refused
+
+
+def test_nothing_of_a_search_is_kept(random_index):
+    index = random_index(4096, 50)
+    index.search(halves(np.random.default_rng(1), 3))
+    assert all(vars(block).keys() == {"folder", "name", "rows", "width"} for block in index._blocks)
+
+
 def test_the_model_is_checked(clip, model_index, tmp_path):
     model_index.check(clip)
     for towers in ("text", "vision"):
@@ -233,6 +307,12 @@ def test_relative_folders_are_found_from_elsewhere(clip, photos, tmp_path, monke
     assert index.paths == sorted(photos.iterdir())
     monkeypatch.chdir("/")
     assert embed_folder(clip, photos, tmp_path / "index").unchanged == 20
+
+
+def test_the_model_is_found_from_elsewhere(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(FOLDER)
+    index = embed_folder(jaxclip.load("whole"), photos, tmp_path / "index").index
+    assert index.model.source == str(FOLDER / "whole")
 
 
 def test_odd_names_survive(clip, photos, tmp_path):

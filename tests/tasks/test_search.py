@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,49 @@ def test_an_index_of_another_model_is_refused(clip, index):
     other = jaxclip.load(FOLDER / "heads_64")
     with pytest.raises(ValueError, match="the index was made with"):
         jaxclip.search(other, np.zeros((9, 9, 3), np.uint8), index)
+
+
+def test_an_image_is_preprocessed_as_the_photos_or_refused(clip, folder, index):
+    other = jaxclip.Clip(
+        clip.model, tokenizer=clip.tokenizer, image_processor=replace(clip.image_processor, do_normalize=False)
+    )
+    for query in (folder / "coffee.png", np.zeros((9, 9, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"index: the index has the preprocessing .*, and this would be "):
+            jaxclip.search(other, query, index)
+    assert jaxclip.search(other, QUERY, index) == jaxclip.search(clip, QUERY, index)
+    text = jaxclip.load(FOLDER / "whole", towers="text")
+    assert len(jaxclip.search(text, QUERY, index).hits) == 5
+
+
+def not_finite(clip, monkeypatch, *, number):
+    """From now on one photo of each stream has a vector that is not."""
+    stream = clip.stream_images
+
+    def spoilt(images, **options):
+        for batch in stream(images, **options):
+            batch.vectors[batch.indices == number, 3] = np.inf
+            yield batch
+
+    monkeypatch.setattr(clip, "stream_images", spoilt)
+
+
+def test_photos_without_a_finite_vector_are_skipped(clip, folder, tmp_path, monkeypatch):
+    whole = jaxclip.search(clip, QUERY, folder).hits
+    not_finite(clip, monkeypatch, number=1)
+    result = embed_folder(clip, folder, tmp_path / "index")
+    assert (result.added, len(result.index)) == (4, 4)
+    for found in (result, jaxclip.search(clip, QUERY, folder)):
+        reason = f"{str(folder / 'coffee.png')!r}: its vector is not finite: try dtype float32"
+        assert found.skipped == [(folder / "coffee.png", reason)]
+    expected = [hit.item for hit in whole if hit.item != folder / "coffee.png"]
+    for where in (folder, result.index):
+        assert [hit.item for hit in jaxclip.search(clip, QUERY, where).hits] == expected
+
+
+def test_a_query_without_a_finite_vector_is_refused(clip, folder, monkeypatch):
+    monkeypatch.setattr(clip, "encode_text", lambda text: np.full(20, np.nan, np.float32))
+    with pytest.raises(ValueError, match="the query's vector is not finite: try dtype float32"):
+        jaxclip.search(clip, QUERY, folder)
 
 
 def test_a_query_that_can_not_be_read(clip, folder):

@@ -29,6 +29,11 @@ def test_of_some_files_in_their_order(clip, photos):
     assert similarity_matrix(clip, TEXTS, photos / "05.png").images == [photos / "05.png"]
 
 
+def test_one_text_is_not_taken_for_its_letters(clip, photos):
+    with pytest.raises(TypeError, match="similarity_matrix takes an iterable of strings"):
+        similarity_matrix(clip, "a cat", photos)
+
+
 def test_of_nothing(clip, tmp_path):
     matrix = similarity_matrix(clip, TEXTS, tmp_path)
     assert (matrix.values.shape, matrix.images, matrix.skipped) == ((3, 0), [], [])
