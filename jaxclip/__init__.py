@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from jaxclip.config import CLIPConfig, TextConfig, VisionConfig
     from jaxclip.processing import ImageError
     from jaxclip.similarity import cosine_similarity
-    from jaxclip.streaming import EncodedBatch
-    from jaxclip.tasks.index import Index, embed_folder
-    from jaxclip.tasks.search import search
-    from jaxclip.tasks.similarity_matrix import similarity_matrix
+    from jaxclip.streaming import EncodedBatch, Failure
+    from jaxclip.tasks.hits import Hit
+    from jaxclip.tasks.index import EmbedResult, Index, IndexChangedError, embed_folder
+    from jaxclip.tasks.search import SearchResult, search
+    from jaxclip.tasks.similarity_matrix import SimilarityMatrix, similarity_matrix
+    from jaxclip.tasks.writer import IndexInUseError
 
 __version__ = "0.1.0"
 
@@ -37,9 +39,16 @@ _EXPORTS = {
     "CLIPConfig": "config",
     "CheckpointError": "checkpoints.errors",
     "Clip": "clip",
+    "EmbedResult": "tasks.index",
     "EncodedBatch": "streaming",
+    "Failure": "streaming",
+    "Hit": "tasks.hits",
     "ImageError": "processing",
     "Index": "tasks.index",
+    "IndexChangedError": "tasks.index",
+    "IndexInUseError": "tasks.writer",
+    "SearchResult": "tasks.search",
+    "SimilarityMatrix": "tasks.similarity_matrix",
     "TextConfig": "config",
     "VisionConfig": "config",
     "checkpoints": "checkpoints",
@@ -62,9 +71,16 @@ __all__ = [
     "CLIPConfig",
     "CheckpointError",
     "Clip",
+    "EmbedResult",
     "EncodedBatch",
+    "Failure",
+    "Hit",
     "ImageError",
     "Index",
+    "IndexChangedError",
+    "IndexInUseError",
+    "SearchResult",
+    "SimilarityMatrix",
     "TextConfig",
     "VisionConfig",
     "checkpoints",
