@@ -6,6 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxclip.atomic import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -45,8 +47,6 @@ def check_spares(path: Path, *, files: Iterable[str | os.PathLike[str]] = (), fo
 
 def write_figure(path: Path, figure: "Figure") -> None:
     """The picture as a whole, or none when anything fails."""
-    from jaxclip.tasks.manifest import write_atomically
-
     content = BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower(), dpi="figure")
     write_atomically(path, content.getvalue())

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxclip.atomic import write_atomically
 from jaxclip.cli.options import add_model_options, load
 from jaxclip.cli.output import PICTURES, check_output, check_spares, write_figure
 from jaxclip.cli.printing import complain, print_skipped, printable
@@ -82,8 +83,6 @@ def _numbers(path: Path) -> Path:
 
 
 def _write(path: Path, matrix: "SimilarityMatrix") -> None:
-    from jaxclip.tasks.manifest import write_atomically
-
     numbers = _numbers(path)
     # A name that is no UTF-8 has escapes in place of its bytes.
     write_atomically(numbers, _csv(matrix).encode(errors="backslashreplace"))

@@ -160,6 +160,31 @@ def test_the_index_names_the_model(index, model, other_model, capsys):
     assert repr(other_model) in printed.err
 
 
+def test_an_index_that_changes_while_the_model_loads(folder, index, model, capsys, monkeypatch):
+    """What it holds when it is searched is found; where it never stays the same, one line says so."""
+    load = jaxclip.load
+
+    def change_and_load(*args, **kwargs):
+        shutil.copy(folder / "coffee.png", folder / "tea.png")
+        jaxclip.embed_folder(load(model), folder, index)
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxclip.clip.load", change_and_load)
+        assert main(["search", "a cat", str(index)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+    def fail(*_, **__):
+        raise jaxclip.IndexChangedError(f"{index}: the index has changed since it was opened: open it again")
+
+    monkeypatch.setattr("jaxclip.tasks.search.search", fail)
+    assert main(["search", "a cat", str(index)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"jaxclip search: {index}: the index has changed since it was opened: open it again\n"
+    )
+
+
 def test_dtype(folder, model, capsys):
     scores = {}
     for dtype in ("float32", "bfloat16"):

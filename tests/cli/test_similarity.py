@@ -158,7 +158,7 @@ def test_a_picture_that_fails_leaves_the_old_one(folder, captions, model, capsys
 
     out = folder.parent / "matrix.png"
     out.write_bytes(b"old")
-    monkeypatch.setattr("jaxclip.tasks.manifest.os.fsync", fail)
+    monkeypatch.setattr("jaxclip.atomic.os.fsync", fail)
     arguments = ["--texts", str(captions), "--images", str(folder), "--model", model, "-o", str(out)]
     assert main(["similarity", *arguments]) == 2
     assert "No space left on device" in capsys.readouterr().err
