@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.font_manager import FontProperties
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
+# In pixels, or of a font in points; beartype takes `float` alone at its word.
+_Length: TypeAlias = int | float
 
 # Pixels an inch: photos are drawn pixel by pixel at this resolution, and lengths below are in these pixels.
 DPI = 150
@@ -121,7 +123,7 @@ def similarity_heat_map(
 
 def contact_sheet(
     images: Sequence[Picture],
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float] | Float[np.ndarray, " images"] | None = None,
     *,
     names: Sequence[str] | None = None,
     title: str = "",
@@ -169,7 +171,7 @@ def contact_sheet(
             _draw(page, thumbnail, x, bottom - len(thumbnail))
             _text(page, x, bottom + 26, f"{i + 1}", 9, bold=True)
             if scores is not None:
-                _text(page, x + _width(f"{i + 1}", 9, bold=True) + 14, bottom + 26, _number(scores[i], 4), 9)
+                _text(page, x + _width(f"{i + 1}", 9, bold=True) + 14, bottom + 26, _number(float(scores[i]), 4), 9)
             _text(page, x, bottom + 50, _shortened(_drawable(names[i]), 7.5, side), 7.5, color=_GREY)
         top += tallest + caption + gap
     if note:
@@ -190,7 +192,7 @@ def _page(width: int, height: int) -> "tuple[Figure, Axes]":
     return figure, page
 
 
-def _axes(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+def _axes(figure: "Figure", left: _Length, top: _Length, width: _Length, height: _Length) -> "Axes":
     """In pixels from the figure's upper left corner."""
     full_width, full_height = figure.get_size_inches() * DPI
     below = full_height - top - height
@@ -256,7 +258,9 @@ def _number(value: float, digits: int = 2) -> str:
     return f"{round(float(value), digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _text(page: "Axes", x: float, y: float, text: str, size: float, *, bold: bool = False, va: str = "baseline", **how):
+def _text(
+    page: "Axes", x: _Length, y: _Length, text: str, size: _Length, *, bold: bool = False, va: str = "baseline", **how
+):
     # Not as mathematics, which a dollar sign in a file's name would begin.
     page.text(x, y, text, fontproperties=_font(size, bold=bold), va=va, parse_math=False, **how)
 
@@ -268,7 +272,7 @@ def _font_file(bold: bool = False) -> str:
     return os.path.join(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' if bold else ''}.ttf")
 
 
-def _font(size: float, *, bold: bool = False) -> "FontProperties":
+def _font(size: _Length, *, bold: bool = False) -> "FontProperties":
     from matplotlib.font_manager import FontProperties
 
     return FontProperties(fname=_font_file(bold), size=size)
@@ -288,7 +292,7 @@ def _renderer() -> "RendererAgg":
     return RendererAgg(1, 1, DPI)
 
 
-def _width(text: str, size: float, *, bold: bool = False) -> float:
+def _width(text: str, size: _Length, *, bold: bool = False) -> float:
     """Of drawable text, in pixels."""
     return _renderer().get_text_width_height_descent(text, _font(size, bold=bold), ismath=False)[0]
 
@@ -303,7 +307,7 @@ def _drawable(text: str) -> str:
 
 
 def _shortened(
-    text: str, size: float, width: float, *, at: Literal["middle", "end"] = "middle", bold: bool = False
+    text: str, size: _Length, width: _Length, *, at: Literal["middle", "end"] = "middle", bold: bool = False
 ) -> str:
     """With "…" for what doesn't fit the width: a name's beginning and end tell it from others."""
     if _width(text, size, bold=bold) <= width:
@@ -321,7 +325,7 @@ def _ellipsis(text: str, kept: int, at: Literal["middle", "end"]) -> str:
     return f"{text[: kept - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
 
 
-def _wrapped(text: str, size: float, width: float, lines: int, *, bold: bool = False) -> str:
+def _wrapped(text: str, size: _Length, width: _Length, lines: int, *, bold: bool = False) -> str:
     """In at most so many lines, about equally long, and broken between words where that is possible."""
     widest = _broken(text, size, width, lines, bold)
     if len(widest) > 1 and "…" not in "".join(widest):
@@ -332,7 +336,7 @@ def _wrapped(text: str, size: float, width: float, lines: int, *, bold: bool = F
     return "\n".join(widest)
 
 
-def _broken(text: str, size: float, width: float, lines: int, bold: bool) -> list[str]:
+def _broken(text: str, size: _Length, width: _Length, lines: int, bold: bool) -> list[str]:
     """With as many words on each line as fit."""
     done: list[str] = []
     rest = text.strip()
