@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 from filelock import FileLock, Timeout
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 # A program of a full-size model takes a tenth of a megabyte on a CPU and some megabytes on a GPU.
 _LARGEST = 1 << 30
@@ -31,7 +30,7 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
     written to, and changes nothing then.
     """
     settings = dict(_SETTINGS)
-    configured = jax.config.values["jax_compilation_cache_dir"]
+    configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None and configured:
         path = Path(configured)
     else:
@@ -42,7 +41,11 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
         if name.upper() not in os.environ or name == "jax_compilation_cache_dir":
             jax.config.update(name, value)
     if configured and str(path) != configured:
-        reset_cache()  # JAX opens its folder once, and would stay with the one before.
+        # JAX opens its folder once, and would stay with the one before. (Documented, but of
+        # `jax.experimental`: imported where it is needed, so that a JAX without it keeps programs all the same.)
+        from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+        reset_cache()
     return path
 
 

@@ -40,6 +40,15 @@ def run(body: str, environment: dict[str, str], *arguments: str) -> tuple[str, s
     return done.stdout, "\n".join(errors), json.loads(counts)
 
 
+def ours(errors: str) -> list[str]:
+    """The lines that jaxclip or Python printed: JAX and XLA may say there what they think of the machine."""
+    return [
+        line
+        for line in errors.splitlines()
+        if line.startswith(("jaxclip", "skipped: ", "Traceback", "Exception ignored"))
+    ]
+
+
 def programs(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*-cache"))
 
@@ -55,8 +64,8 @@ def test_the_second_start_of_a_command_compiles_nothing(tmp_path, home):
     assert counts["cache_misses"] == len(programs(folder)) >= 2
     second, second_errors, again = run(SEARCH, home, *arguments)
     assert again == {"cache_hits": counts["cache_misses"], "cache_misses": 0}
-    assert (second, second_errors) == (first, first_errors)
-    assert first_errors == ""
+    assert second == first
+    assert not ours(f"{first_errors}\n{second_errors}")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # Programs are code.
 
     # What a killed process left half written is compiled once more, and no more than that.
@@ -65,7 +74,7 @@ def test_the_second_start_of_a_command_compiles_nothing(tmp_path, home):
     victim.with_name(victim.name.replace("-cache", "-atime")).unlink()
     for misses in (1, 0):
         output, errors, counts = run(SEARCH, home, *arguments)
-        assert (output, errors, counts["cache_misses"]) == (first, "", misses)
+        assert (output, ours(errors), counts["cache_misses"]) == (first, [], misses)
 
 
 def test_the_library_writes_nothing_unless_asked(tmp_path, home):
@@ -136,7 +145,7 @@ def test_a_folder_that_can_not_be_written_to_stops_no_command(tmp_path, home, ob
         before + SEARCH, home, "search", "a cat", str(tmp_path / "photos"), "--model", str(FOLDER / "whole")
     )
     assert len(output.splitlines()) == 1
-    assert errors.startswith("jaxclip search: programs are compiled anew each time: no cache folder (")
-    assert "\n" not in errors
+    (error,) = ours(errors)
+    assert error.startswith("jaxclip search: programs are compiled anew each time: no cache folder (")
     body = f"{before}import jaxclip\ntry: print(jaxclip.enable_compilation_cache())\nexcept OSError: pass\n"
     assert run(body + "print(jax.config.jax_compilation_cache_dir)", home)[0] == "None\n"
