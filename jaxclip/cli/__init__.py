@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
     except SystemExit:  # After --help, too.
-        _finish_output()
+        failure = _finish_output()
+        if failure and not isinstance(failure, BrokenPipeError):
+            parser.exit(2, f"jaxclip: the output could not be written: {failure}\n")
         raise
     options.own_process = arguments is None
     if isinstance(sys.stdout, io.TextIOWrapper):

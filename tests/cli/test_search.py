@@ -393,6 +393,16 @@ def test_an_output_that_can_not_be_written_is_one_line_and_status_2(folder, mode
     assert "No space left on device" in error
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_help_that_can_not_be_written_is_one_line_and_status_2():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "jaxclip: the output could not be written: [Errno 28] No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
