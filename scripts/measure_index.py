@@ -120,6 +120,8 @@ def main() -> None:
     if options.search:
         search(options.folder, options.width, options.top)
         return
+    if options.folder and options.folder.exists() and any(options.folder.iterdir()):
+        parser.error(f"{options.folder}: not empty: name a new or an empty folder")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

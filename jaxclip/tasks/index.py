@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -249,8 +249,9 @@ def embed_folder(
     """Makes `folder` an index of all photos under `photos`, or brings the index that is there up to date.
 
     Photos whose size and time of modification are the same are not read again; changed ones are encoded anew, and those
-    that are gone leave the index. Photos in folders that can't be listed stay. Files that can't be read are named in
-    the result, and tried again each time. Photos are turned as their EXIF orientation says.
+    that are gone leave the index. Photos in folders that can't be listed stay, as do those of a linked folder that is
+    out of reach. Files that can't be read are named in the result, and tried again each time. Photos are turned as
+    their EXIF orientation says.
 
     What was encoded is part of the index after every 4096 photos and every minute, and when an exception (Ctrl-C, say)
     ends the work; whatever ends the process, a whole index is left, and the next call goes on from there.
@@ -280,9 +281,12 @@ def embed_folder(
         with locked(folder):
             return _embed(clip, root, folder, wanted, batch_size)
     finally:
+        # What became no index leaves nothing behind. The lock goes with its folder, once nobody here holds it.
         if made and not is_index(folder):
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                if set(os.listdir(folder)) <= {LOCK}:
+                    (folder / LOCK).unlink(missing_ok=True)
+                    folder.rmdir()
 
 
 def _embed(clip: Clip, root: Path, folder: Path, wanted: Manifest, batch_size: int | None) -> EmbedResult:
@@ -325,20 +329,22 @@ def _check_settings(index: Index, wanted: Manifest) -> None:
 
 def _update(clip: Clip, root: Path, folder: Path, manifest: Manifest, batch_size: int | None) -> EmbedResult:
     skipped: Skipped = []
-    unlisted: list[str] = []
+    unlisted: set[str] = set()
 
     def on_error(path: Path, reason: str) -> None:
         skipped.append((path, reason))
-        unlisted.append(_within(root, path))
+        unlisted.add(_within(root, path))
 
     found = {_within(root, path): _record(root, path) for path in files_under(root, on_error=on_error)}
+    # A link to nowhere is listed as a file, and may have been a folder.
+    unlisted |= {path for path, record in found.items() if record.size < 0}
     unchanged: set[str] = set()
     outdated: dict[str, str] = {}
     for block in blocks_of(folder, manifest):
         for record in block.records():
-            # What couldn't be listed isn't known to be gone.
-            same = found[record.path] == record if record.path in found else _is_under(record.path, unlisted)
-            if same:
+            # What is under a folder that couldn't be listed isn't known to be gone.
+            above = map(str, PurePosixPath(record.path).parents)
+            if found[record.path] == record if record.path in found else not unlisted.isdisjoint(above):
                 unchanged.add(record.path)
             else:
                 outdated[record.path] = block.name
@@ -381,7 +387,3 @@ def _record(root: Path, path: Path) -> Record:
     except OSError:
         return Record(_within(root, path), -1, -1)
     return Record(_within(root, path), status.st_size, status.st_mtime_ns)
-
-
-def _is_under(path: str, folders: list[str]) -> bool:
-    return any(folder == "." or path.startswith(folder + "/") for folder in folders)

@@ -74,7 +74,7 @@ def stream_photos(
         before = len(skipped)
         for batch in clip.stream_images(regular(), exif_rotation=True, batch_size=batch_size):
             skipped.extend((failure.input, str(failure.error)) for failure in batch.errors)
-            finite = np.isfinite(batch.vectors).all(axis=1)
+            finite: np.ndarray = np.all(np.isfinite(batch.vectors), axis=1)
             skipped.extend(
                 (path, f"{str(path)!r}: its vector is not finite: try dtype float32")
                 for path in compress(batch.inputs, ~finite)

@@ -1,6 +1,7 @@
 """Changing an index such that whatever ends the process leaves a whole one."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float32
 
 from jaxclip.tasks.blocks import RECORDS, ROWS, VECTORS, Block, Record
-from jaxclip.tasks.manifest import NAME, Manifest, is_index
+from jaxclip.tasks.manifest import NAME, Manifest
 
 # Whatever is lost by a crash was computed in the last minute.
 _SECONDS = 60
@@ -30,22 +31,26 @@ class IndexInUseError(OSError):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder if need be, and keeps it to this process. Raises IndexInUseError when another one has it."""
+    """Makes the folder if need be, and keeps it to this process. Raises IndexInUseError when another one has it, and
+    OSError where the file system has no locks.
+
+    The lock's file stays: whoever removed it would leave two processes with a lock on a file each.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         raise IndexInUseError(f"{folder}: another embed is working on this index; wait until it is done") from error
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        reason = "the file system has no locks, which keep two embeds apart: put the index elsewhere"
+        raise OSError(errno.ENOLCK, reason, str(folder)) from error
     try:
         yield
     finally:
-        try:
-            # What became no index shall leave nothing behind.
-            if not is_index(folder):
-                (folder / LOCK).unlink(missing_ok=True)
-        finally:
-            lock.release()
+        lock.release()
 
 
 @dataclass

@@ -16,6 +16,7 @@ from tasks.index_cases import assert_same, contents, paint
 
 import jaxclip
 from jaxclip import atomic
+from jaxclip.tasks import writer
 from jaxclip.tasks.index import Index, embed_folder
 from jaxclip.tasks.writer import IndexInUseError
 
@@ -172,6 +173,23 @@ def test_photos_of_a_folder_that_can_not_be_listed_stay(clip, photos, tmp_path, 
     assert counts(embed_folder(clip, photos, tmp_path / "index")) == (0, 0, 0, 20, 1)
 
 
+def test_photos_of_a_linked_folder_out_of_reach_stay(clip, photos, tmp_path):
+    """Of a drive that is not there today."""
+    (tmp_path / "drive" / "more").mkdir(parents=True)
+    paint(tmp_path / "drive" / "more" / "a.png", 100)
+    paint(tmp_path / "drive" / "b.png", 101)
+    (photos / "link").symlink_to(tmp_path / "drive")
+    embed_folder(clip, photos, tmp_path / "index")
+    (tmp_path / "drive").rename(tmp_path / "elsewhere")
+    (photos / "01.png").unlink()
+    result = embed_folder(clip, photos, tmp_path / "index")
+    assert counts(result) == (0, 0, 1, 21, 1)
+    assert [path for path, _ in result.skipped] == [photos / "link"]
+    assert {photos / "link" / "b.png", photos / "link" / "more" / "a.png"} <= set(result.index.paths)
+    (photos / "link").unlink()
+    assert counts(embed_folder(clip, photos, tmp_path / "index")) == (0, 0, 2, 19, 0)
+
+
 def test_the_index_may_lie_among_the_photos(clip, photos):
     result = embed_folder(clip, photos, photos / "index")
     assert counts(result) == (20, 0, 0, 0, 0)
@@ -188,7 +206,10 @@ def test_no_photo_leaves_no_index(clip, tmp_path, there):
         (tmp_path / "index").mkdir()
     with pytest.raises(ValueError, match=r"photos: no photo there .*notes.txt.*no image format"):
         embed_folder(clip, tmp_path / "photos", tmp_path / "index")
-    assert list((tmp_path / "index").iterdir()) == [] if there else not (tmp_path / "index").exists()
+    if there:
+        assert [path.name for path in (tmp_path / "index").iterdir()] == [".lock"]
+    else:
+        assert not (tmp_path / "index").exists()
 
 
 def test_what_can_not_be_embedded(clip, photos, tmp_path):
@@ -248,6 +269,52 @@ def test_the_second_of_two_is_told(clip, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "stream_images", meanwhile)
     assert counts(embed_folder(clip, photos, tmp_path / "index", batch_size=8)) == (20, 0, 0, 0, 0)
     assert issubclass(IndexInUseError, OSError)
+
+
+def test_a_lock_is_never_removed_while_it_is_held(clip, photos, tmp_path, monkeypatch):
+    """Another process may have opened its file, and a third would then lock a new one."""
+    (photos / "notes.txt").write_text("no photo")
+    for path in photos.glob("*.png"):
+        path.unlink()
+    held, release = [], writer.FileLock.release
+
+    def releasing(lock, **options):
+        held.append(os.path.exists(lock.lock_file))
+        release(lock, **options)
+
+    monkeypatch.setattr(writer.FileLock, "release", releasing)
+    with pytest.raises(ValueError, match="no photo there"):
+        embed_folder(clip, photos, tmp_path / "index")
+    assert held[0]
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_named(clip, photos, tmp_path, monkeypatch, error):
+    def acquire(lock):
+        raise error
+
+    monkeypatch.setattr(writer.FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match=r"the file system has no locks.*put the index elsewhere.*index"):
+        embed_folder(clip, photos, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_ctrl_c_stays_ctrl_c_when_saving_fails(clip, photos, tmp_path, monkeypatch):
+    def interrupted(images, **options):
+        raise KeyboardInterrupt
+
+    def damaged(self):
+        raise ValueError("000000.jsonl: no part of a whole index")
+
+    embed_folder(clip, photos, tmp_path / "index")
+    paint(photos / "new.png", 100)
+    monkeypatch.setattr(clip, "stream_images", interrupted)
+    monkeypatch.setattr(writer.IndexWriter, "commit", damaged)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        embed_folder(clip, photos, tmp_path / "index")
+    (note,) = raised.value.__notes__
+    assert note.endswith("could not be saved: 000000.jsonl: no part of a whole index")
 
 
 @pytest.mark.parametrize("after", [0, 1, 9, 19])
