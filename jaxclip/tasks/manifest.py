@@ -10,8 +10,6 @@ from typing import Any
 
 from jaxclip.atomic import write_atomically
 
-__all__ = ["Manifest", "ModelIdentity", "damaged", "is_index", "write_atomically"]
-
 NAME = "manifest.json"
 FORMAT = "jaxclip index"
 VERSION = 1

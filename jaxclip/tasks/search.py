@@ -71,6 +71,7 @@ def search(
     if where.suffix.lower() == ".txt" and where.is_file():
         for batch in clip.stream_texts(captions_in(where), batch_size=batch_size):
             best.add(batch.inputs, batch.vectors @ wanted)
+            skipped.extend((where, f"{str(where)!r}: {failure.error}") for failure in batch.errors)
     else:
         paths = files_under(where, on_error=lambda folder, reason: skipped.append((folder, reason)))
         for photos, vectors in stream_photos(clip, paths, skipped, batch_size=batch_size):

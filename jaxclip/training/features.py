@@ -11,10 +11,10 @@ from filelock import FileLock
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from jaxclip.atomic import write_atomically
 from jaxclip.clip import Clip
 from jaxclip.processing import ImageLike
 from jaxclip.tasks.index import identity
-from jaxclip.tasks.manifest import write_atomically
 from jaxclip.training.captions import Source
 
 VECTORS, PROGRESS = "features.npy", "progress.json"

@@ -230,3 +230,20 @@ def test_only_the_best_are_kept(clip, folder, monkeypatch):
     monkeypatch.setattr(Best, "add", watched)
     jaxclip.search(clip, QUERY, folder, top=2, batch_size=1)
     assert most == [1, 2, 2, 2, 2]
+
+
+def test_a_caption_that_can_not_be_encoded_is_named(clip, tmp_path):
+    class Endless(type(clip.tokenizer)):
+        """Cuts the end-of-text token off long texts."""
+
+        def __call__(self, texts, **options):
+            return super().__call__(texts, **options)[:, :5]
+
+    tokenizer = Endless(clip.tokenizer.backend, clip.tokenizer.special_tokens, 12)
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a cat\nthe quick brown fox jumps over the lazy dog\n")
+    result = jaxclip.search(jaxclip.Clip(clip.model, tokenizer=tokenizer), "a cat", captions)
+    assert [hit.item for hit in result.hits] == ["a cat"]
+    ((path, reason),) = result.skipped
+    assert path == captions
+    assert "text 1 has no end-of-text token" in reason
