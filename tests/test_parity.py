@@ -222,9 +222,9 @@ def test_search_ranks_as_a_loop_over_transformers(transformers, b32, b32_referen
     ranking = sorted(scores, key=lambda name: -scores[name])
 
     result = jaxclip.search(b32, query, tmp_path, top=len(photos))
-    assert [hit.path.name for hit in result.hits] == ranking
+    assert [hit.item.name for hit in result.hits] == ranking
     for hit in result.hits:
-        assert hit.score == pytest.approx(scores[hit.path.name], abs=UNIT_TOLERANCE)
+        assert hit.score == pytest.approx(scores[hit.item.name], abs=UNIT_TOLERANCE)
 
     status = main(["search", query, str(tmp_path), "--model", str(b32_folder), "--top", "5"])
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
