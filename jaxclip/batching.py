@@ -13,8 +13,8 @@ from jaxtyping import Int, Shaped
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Multiples of 8, which TPUs lay out in full, close together where captions are: Flickr8k's are 8 to 43 tokens long,
-# half of them at most 13. The model's own number of positions comes after the last.
+# Multiples of 8, which TPUs lay out in full, close together where most captions are. The model's own number of
+# positions comes after the last.
 _LENGTHS = (8, 16, 24, 32, 48)
 
 

@@ -35,7 +35,7 @@ class Linear(nnx.Module):
     """x Wᵀ + b, with W (outputs, inputs) as checkpoints have it, at the precision that `dtype` means.
 
     `nnx.Linear`'s kernel is (inputs, outputs). On a CPU XLA multiplies the few dozen tokens of one image by such a one
-    more slowly, up to 1.6 times, where the stride from row to row is a multiple of 4 KiB, as for most widths of CLIP.
+    more slowly where the stride from row to row is a multiple of 4 KiB, as it is for most widths of CLIP.
     """
 
     def __init__(
