@@ -12,7 +12,7 @@ with what that left ("warm"). The files are in the system's cache.
 
 stream: `clip.stream_images` over photos of scikit-image enlarged to 4,000 × 3,000 and saved as JPEG at quality 90. In
 each round, by turns: decoding and preprocessing alone, with as many threads as the stream has; the model alone, on
-batches of pixels made before; and the stream. Decoding and the model share the processors, so that a perfect stream
+batches of pixels made before; the stream; and `jaxclip.embed_folder`, which keeps an index of it. Decoding and the model share the processors, so that a perfect stream
 reaches 1 / (1 / decoding + 1 / model) where both keep all of them busy, and the slower of the two where there are
 processors to spare. Every figure is a median over the rounds.
 """
