@@ -2,14 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from jaxclip.atomic import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
@@ -43,10 +36,3 @@ def check_spares(path: Path, *, files: Iterable[str | os.PathLike[str]] = (), fo
     places = (os.path.abspath(path), os.path.abspath(folder)), (os.path.realpath(path), os.path.realpath(folder))
     if any(Path(file).is_relative_to(parent) for file, parent in places):
         raise ValueError(f"{path}: is there already, among the photos of {folder}: name another file to write to")
-
-
-def write_figure(path: Path, figure: "Figure") -> None:
-    """The picture as a whole, or none when anything fails."""
-    content = BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi="figure")
-    write_atomically(path, content.getvalue())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxclip.cli.options import add_model_options, load
-from jaxclip.cli.output import PICTURES, check_output, check_spares, write_figure
+from jaxclip.cli.output import PICTURES, check_output, check_spares
 from jaxclip.cli.printing import complain, print_ranked, print_skipped
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _document(options: argparse.Namespace, clip: "Clip", result: "SearchResult")
 
 
 def _draw(options: argparse.Namespace, result: "SearchResult") -> None:
-    from jaxclip.plotting import contact_sheet
+    from jaxclip.plotting import contact_sheet, write_figure
 
     figure = contact_sheet(
         [Path(hit.item) for hit in result.hits],

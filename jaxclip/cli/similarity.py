@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxclip.atomic import write_atomically
 from jaxclip.cli.options import add_model_options, load
-from jaxclip.cli.output import PICTURES, check_output, check_spares, write_figure
+from jaxclip.cli.output import PICTURES, check_output, check_spares
 from jaxclip.cli.printing import complain, print_skipped, printable
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _write(path: Path, matrix: "SimilarityMatrix") -> None:
     write_atomically(numbers, _csv(matrix).encode(errors="backslashreplace"))
     written = str(numbers)
     if path.suffix.lower() in PICTURES:
-        from jaxclip.plotting import similarity_heat_map
+        from jaxclip.plotting import similarity_heat_map, write_figure
 
         write_figure(path, similarity_heat_map(matrix.values, matrix.texts, matrix.images))
         written = f"{path} and {numbers}"

@@ -8,7 +8,11 @@
         state, metrics = step(state, batch)
 
 `state.model` is the trained model at any time. `sharding` spreads all this over devices and processes, `Checkpoints`
-keeps it. Batches come from a folder or tar shards of images with captions:
+keeps it, and the whole loop, with a log, curves, evaluations and going on where it was, is
+
+    state = fit(state, batches, step, steps=10_000, folder="run")
+
+Batches come from a folder or tar shards of images with captions:
 
     source = open_source("flickr8k")         # `CaptionedFolder`, `Photos` or `WebDataset`
     batches = Batches(source, 256, image_processor=clip.image_processor, tokenizer=clip.tokenizer)
@@ -23,6 +27,8 @@ from jaxclip.training.checkpointing import Checkpoints
 from jaxclip.training.data import BadSample, Batches, open_source
 from jaxclip.training.evaluation import Retrieval, evaluate_retrieval, retrieval
 from jaxclip.training.features import cache_image_features
+from jaxclip.training.log import read_log
+from jaxclip.training.loop import DivergenceError, ResumableBatches, fit
 from jaxclip.training.objectives import CLIPObjective, MoCoObjective, Objective, SigLIPObjective, SimCLRObjective
 from jaxclip.training.optimizer import OptimizerConfig, make_optimizer
 from jaxclip.training.sharding import batch_sharding, compile_step, global_batch, make_mesh, place, state_shardings
@@ -38,10 +44,12 @@ __all__ = [
     "CLIPObjective",
     "CaptionedFolder",
     "Checkpoints",
+    "DivergenceError",
     "MoCoObjective",
     "Objective",
     "OptimizerConfig",
     "Photos",
+    "ResumableBatches",
     "Retrieval",
     "Sample",
     "SigLIPObjective",
@@ -53,11 +61,13 @@ __all__ = [
     "cache_image_features",
     "compile_step",
     "evaluate_retrieval",
+    "fit",
     "global_batch",
     "make_mesh",
     "make_optimizer",
     "open_source",
     "place",
+    "read_log",
     "retrieval",
     "state_shardings",
     "train_step",

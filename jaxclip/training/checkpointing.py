@@ -30,8 +30,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 3):
+        self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(),
+            self.folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix="step", cleanup_tmp_directories=True),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
         )
@@ -62,7 +63,7 @@ class Checkpoints:
         """
         step = self.latest_step if step is None else step
         if step not in self.steps:
-            raise FileNotFoundError(f"no checkpoint of step {step} in {self._manager.directory}, only {self.steps}")
+            raise FileNotFoundError(f"no checkpoint of step {step} in {self.folder}, only {self.steps}")
         notes = self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(like))
         self._check(step, wanted)
