@@ -93,7 +93,7 @@ def ahead(
             return error
 
     iterator = iter(items)
-    pool = ThreadPoolExecutor(workers or _processors(), thread_name_prefix="jaxclip")
+    pool = ThreadPoolExecutor(workers or processors(), thread_name_prefix="jaxclip")
     try:
         pending: deque[tuple[Item, Any]] = deque()
         while True:
@@ -106,6 +106,6 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _processors() -> int:
+def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,9 +12,9 @@ with what that left ("warm"). The files are in the system's cache.
 
 stream: `clip.stream_images` over photos of scikit-image enlarged to 4,000 × 3,000 and saved as JPEG at quality 90. In
 each round, by turns: decoding and preprocessing alone, with as many threads as the stream has; the model alone, on
-batches of pixels made before; the stream; and `jaxclip.embed_folder`, which keeps an index of it. Decoding and the model share the processors, so that a perfect stream
-reaches 1 / (1 / decoding + 1 / model) where both keep all of them busy, and the slower of the two where there are
-processors to spare. Every figure is a median over the rounds.
+batches of pixels made before; the stream; and `jaxclip.embed_folder`, which keeps an index of it. Decoding and the
+model share the processors, so that a perfect stream reaches 1 / (1 / decoding + 1 / model) where both keep all of them
+busy, and the slower of the two where there are processors to spare. Every figure is a median over the rounds.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def stream(folder: Path, options: argparse.Namespace) -> None:
     from jaxclip.processing import ImageProcessor
 
     clip = jaxclip.load(folder, towers="vision")
-    clip.image_processor = ImageProcessor.from_hub(PREPROCESSOR)
+    clip.image_processor = ImageProcessor()
     with tempfile.TemporaryDirectory() as photos:
         paths = write_photos(Path(photos), options.photos)
         size = sum(path.stat().st_size for path in paths) / len(paths)
@@ -158,22 +158,6 @@ def stream(folder: Path, options: argparse.Namespace) -> None:
     slower = statistics.median(embedded / min(decoded, encoded) for decoded, encoded, _, embedded in rounds)
     shared = statistics.median(embedded * (1 / decoded + 1 / encoded) for decoded, encoded, _, embedded in rounds)
     print(f"\nembed_folder reaches {slower:.0%} of the slower of the two, and {shared:.0%} of one after the other.")
-
-
-PREPROCESSOR = {
-    "image_processor_type": "CLIPImageProcessor",
-    "do_resize": True,
-    "size": {"shortest_edge": 224},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "do_convert_rgb": True,
-}
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:

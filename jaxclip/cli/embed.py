@@ -28,8 +28,6 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     if not os.path.isdir(options.photos):
         raise NotADirectoryError(f"{options.photos}: no such folder")
-    if options.model and os.path.isdir(options.model):
-        options.model = os.path.abspath(options.model)  # The index names it, to be found from any folder.
     import jaxclip
 
     # Both towers: the index tells by its marks of both whether a query is encoded by the same model.

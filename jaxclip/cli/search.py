@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxclip.cli.options import add_model_options, load
 from jaxclip.cli.output import PICTURES, check_output, check_spares
 from jaxclip.cli.printing import complain, print_ranked, print_skipped
+from jaxclip.tasks.captions import is_captions
 
 if TYPE_CHECKING:
     from jaxclip.clip import Clip
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     for path in (options.image, options.where):
         if path is not None and not os.path.exists(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
-    captions = Path(options.where).suffix.lower() == ".txt" and Path(options.where).is_file()
+    captions = is_captions(options.where)
     if options.output:
         check_output(options.output, PICTURES)
         if captions:

@@ -2,6 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+
+
+def is_captions(path: str | os.PathLike) -> bool:
+    """Whether a path is taken for a file of captions: a file whose name ends in `.txt`, in any case."""
+    return Path(path).suffix.lower() == ".txt" and Path(path).is_file()
 
 
 def captions_in(file: str | os.PathLike) -> Iterator[str]:

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from jaxclip.clip import Clip
 from jaxclip.processing import ImageLike
-from jaxclip.tasks.captions import captions_in
+from jaxclip.tasks.captions import captions_in, is_captions
 from jaxclip.tasks.hits import Best, Hit
 from jaxclip.tasks.index import Index, IndexChangedError
 from jaxclip.tasks.manifest import is_index
@@ -68,7 +68,7 @@ def search(
             except IndexChangedError:
                 where = Index.open(where.folder)
     wanted, best, skipped = _vector(clip, query), Best(top), []
-    if where.suffix.lower() == ".txt" and where.is_file():
+    if is_captions(where):
         for batch in clip.stream_texts(captions_in(where), batch_size=batch_size):
             best.add(batch.inputs, batch.vectors @ wanted)
             skipped.extend((where, f"{str(where)!r}: {failure.error}") for failure in batch.errors)

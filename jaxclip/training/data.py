@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from PIL import Image
 
+from jaxclip.batching import processors
 from jaxclip.processing import ImageProcessor, Tokenizer, open_image
 from jaxclip.training.augmentation import Augmentation
 from jaxclip.training.captions import CaptionedFolder, Sample, Source
@@ -63,7 +64,7 @@ class Batches(Iterator[Batch]):
     - `epochs`: how often each sample comes, or None for a stream without end, which several processes should have:
       some may have a sample more than others
     - `process_index`, `process_count`: each process has every `process_count`-th sample of an epoch; by default JAX's
-    - `threads`: that read and decode, by default one for each processor
+    - `threads`: that read and decode, by default one for each processor that this process may use
 
     As an attribute, `samples` is the number of an epoch's in this process.
 
@@ -92,7 +93,7 @@ class Batches(Iterator[Batch]):
 
         index = jax.process_index() if process_index is None else process_index
         count = jax.process_count() if process_count is None else process_count
-        threads = threads or os.cpu_count() or 1
+        threads = threads or processors()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= index < count <= len(source):

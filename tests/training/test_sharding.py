@@ -1,15 +1,12 @@
 """Where arrays lie, and that training over many devices and over two processes is training on one. The latter run as
 processes of their own (sharded_training.py)."""
 
-import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 from jax.sharding import PartitionSpec as P
 from training_cases import IMAGES_ALONE, model
@@ -19,24 +16,8 @@ from jaxclip.training.sharding import parameter_spec
 from jaxclip.training.state import named_parameters
 
 SCRIPT = Path(__file__).with_name("sharded_training.py")
-ROOT = SCRIPT.parents[2]
 # Of the parameters' norm after four steps of AdamW, whose sums run over devices in another order: the worst was 9.5e-7.
 TOLERANCE = 3e-6
-
-
-def start(devices, *arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", str(SCRIPT), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +27,10 @@ def figures(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    started = [start(8, "devices", folders[0])]
-    started += [start(2, "process", folders[1], number, port) for number in range(2)]
+    started = [processes.start(SCRIPT, 8, "devices", folders[0])]
+    started += [processes.start(SCRIPT, 2, "process", folders[1], number, port) for number in range(2)]
     try:
-        found = []
-        for process in started:
-            output, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-            found.append(json.loads(output.splitlines()[-1]))
+        found = [processes.figures(process) for process in started]
         yield found[0], found[1:]
     finally:
         for process in started:
