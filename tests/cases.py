@@ -1,10 +1,13 @@
 """The committed checkpoints of `tests/references` and how far a model is from what transformers computed from them."""
 
+from functools import cache
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
+
+import jaxclip
 
 FOLDER = Path(__file__).parent / "references"
 CASES = sorted(folder.name for folder in FOLDER.glob("*/"))
@@ -46,7 +49,27 @@ def relative_error(ours, theirs) -> float:
 
 def errors(model, case: str) -> dict[str, float]:
     """The relative error of every hidden state and output that the reference has."""
-    reference = {name: jnp.asarray(tensor) for name, tensor in expected(case).items()}
+    return errors_of(outputs(model, expected(case)), case)
+
+
+def errors_of(ours: dict[str, jnp.ndarray], case: str) -> dict[str, float]:
+    """The same, of `outputs`."""
+    inputs = {"token_ids", "attention_mask", "position_ids", "pixels", "other_pixels"}
+    reference = {name: tensor for name, tensor in expected(case).items() if not name.startswith(("string", "photo"))}
+    compared = {name: relative_error(ours[name], theirs) for name, theirs in reference.items() if name not in inputs}
+    assert len(compared) >= 5
+    return compared
+
+
+@cache
+def loaded_outputs(case: str) -> dict[str, jnp.ndarray]:
+    """`outputs` of a checkpoint as it is, computed once for all tests."""
+    return outputs(jaxclip.load(FOLDER / case).model, expected(case))
+
+
+def outputs(model, reference: dict[str, np.ndarray]) -> dict[str, jnp.ndarray]:
+    """What the model makes of the reference's inputs, under the reference's names."""
+    reference = {name: jnp.asarray(tensor) for name, tensor in reference.items()}
     ours = {}
     if model.text is not None:
         ours |= named("text", model.text(reference["token_ids"]))
@@ -58,11 +81,7 @@ def errors(model, case: str) -> dict[str, float]:
         ours |= named("other_vision", model.vision(reference["other_pixels"], interpolate_positions=True))
         whole = model(reference["token_ids"], reference["pixels"])
         ours |= {k: getattr(whole, k) for k in ("text_features", "image_features", "logits_per_image")}
-    reference = {name: tensor for name, tensor in reference.items() if not name.startswith(("string", "photo"))}
-    inputs = {"token_ids", "attention_mask", "position_ids", "pixels", "other_pixels"}
-    compared = {name: relative_error(ours[name], theirs) for name, theirs in reference.items() if name not in inputs}
-    assert len(compared) >= 5
-    return compared
+    return ours
 
 
 def named(tower: str, output) -> dict:

@@ -4,7 +4,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, FOLDER, TOLERANCE, errors, expected
+from cases import CASES, FOLDER, TOLERANCE, errors, errors_of, expected, loaded_outputs
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ def reconfigure(folder, change):
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_hidden_state_is_the_references(case):
-    found = errors(jaxclip.load(FOLDER / case).model, case)
+    found = errors_of(loaded_outputs(case), case)
     assert max(found.values()) < TOLERANCE, found
 
 
