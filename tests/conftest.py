@@ -3,7 +3,7 @@ import pytest
 
 # Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test. (jaxclip.config
 # has no arrays, and its own checks of bad values are under test.)
-CHECKED = "nn checkpoints processing batching encoder streaming clip tasks cli losses training plotting"
+CHECKED = "nn checkpoints processing batching encoder streaming clip tasks cli losses training plotting compare"
 jaxtyping.install_import_hook([f"jaxclip.{name}" for name in CHECKED.split()], "beartype.beartype")
 
 

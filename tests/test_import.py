@@ -15,7 +15,7 @@ ROWS = {
     "compilation_cache": 0,
     "atomic": 0,
     "config": 0,
-    "reference": 0,
+    "reference": 0.5,
     "nn": 1,
     "plotting": 1,
     "similarity": 1,
@@ -27,6 +27,7 @@ ROWS = {
     "streaming": 3.4,
     "clip": 4,
     "tasks": 5,
+    "compare": 5,
     "training": 5.5,
     "cli": 6,
 }
