@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The file is there as a whole, or as it was before, when anything fails: on the disk, not only in its cache."""
+    """The file is there as a whole, or as it was before, when anything fails: on the disk, not only in its cache. An
+    OSError names the file."""
     beside = path.with_name(path.name + ".part")
     try:
         with open(beside, "wb") as file:
@@ -14,7 +15,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # As a full disk's.
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             beside.unlink()
         raise

@@ -296,8 +296,8 @@ def _draw_evaluations(axes: "Axes", evaluations: Sequence[tuple[int, Mapping[str
 
 
 def _smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The mean of what came before, which the last fiftieth of the curve weighs most in."""
-    keep = 1 - 1 / max(1.0, len(values) / 50)
+    """The mean of what came before, in which the last 25th part of the curve weighs most."""
+    keep = 1 - 1 / max(1.0, len(values) / 25)
     smooth, total, weight = np.empty_like(values), 0.0, 0.0
     for i, value in enumerate(values):
         total, weight = keep * total + value, keep * weight + 1

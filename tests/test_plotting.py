@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclip.plotting import contact_sheet, similarity_heat_map
+from jaxclip.plotting import contact_sheet, similarity_heat_map, training_curves, write_figure
 
 RED, GREEN, BLUE = (220, 20, 30), (20, 200, 40), (10, 30, 210)
 
@@ -201,3 +201,83 @@ def test_without_matplotlib_the_mend_is_named():
     assert result.stderr.splitlines()[-1] == (
         'ImportError: pictures are drawn by matplotlib, which is not installed: pip install "jaxclip[plot]"'
     )
+
+
+def log_lines(n=60):
+    lines = []
+    for step in range(10, 10 * n + 1, 10):
+        lines.append(
+            {"step": step, "loss": 1 + 100 / step + (-1) ** (step // 10) * 0.1, "grad_norm": 10.0 ** (step % 3)}
+        )
+        lines[-1] |= {"logit_scale": 14.0, "learning_rate": 5e-4, "images_per_second": 100.0 if step > 10 else None}
+        lines[-1] |= {"logit_bias": -10.0, "seconds": step / 10, "skipped": 3}
+        if step % 200 == 0:
+            evaluation = {
+                f"{way}_recall@{k}": k * step / 10000 for way in ("text_to_image", "image_to_text") for k in (1, 10)
+            }
+            lines.append({"step": step, "evaluation": evaluation, "seconds": step / 10})
+    return lines
+
+
+def panels(figure):
+    """Title → axes; the first axes are the page."""
+    page, *axes = figure.axes
+    return dict(zip([text.get_text() for text in page.texts], axes, strict=True))
+
+
+def test_training_curves_have_a_panel_for_each_number():
+    lines = log_lines()
+    figure = training_curves([{"step": 0, "note": "none"}, *lines, {"step": 600, "loss": None, "diverged": True}])
+    found = panels(figure)
+    assert list(found) == [
+        "loss", "evaluation", "logit scale", "learning rate", "gradient's norm", "images a second", "logit bias"
+    ]  # fmt: skip
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    raw, smooth, diverged = found["loss"].lines
+    np.testing.assert_allclose(raw.get_xydata(), losses)
+    assert raw.get_alpha() < 0.5
+    assert np.ptp(np.diff(smooth.get_ydata()[-20:])) < 0.5 * np.ptp(np.diff(raw.get_ydata()[-20:]))
+    assert smooth.get_ydata()[0] == losses[0][1]
+    assert set(diverged.get_xdata()) == {600}
+    # None where nothing was measured.
+    assert found["images a second"].lines[0].get_xdata()[0] == 20
+    assert found["gradient's norm"].get_yscale() == "log"
+    recalls = {line.get_label(): list(line.get_ydata()) for line in found["evaluation"].lines[:-1]}
+    assert recalls["image to text recall@10"] == [0.2, 0.4, 0.6]
+    assert len(recalls) == 4
+    colors = {line.get_label(): line.get_color() for line in found["evaluation"].lines[:-1]}
+    assert colors["text to image recall@1"] == colors["text to image recall@10"] != colors["image to text recall@1"]
+    assert whole(drawn(figure))
+
+
+@pytest.mark.parametrize(
+    ("lines", "titles"),
+    [
+        ([{"step": 1, "loss": 2.0, "learning_rate": 0.1}], ["loss", "learning rate"]),
+        ([{"step": 7, "evaluation": {"accuracy": 0.5, "other": None}}], ["evaluation"]),
+        (
+            [{"step": 1, "loss": 2.0, "grad_norm": 0.0}, {"step": 2, "loss": 1.0, "grad_norm": 0.0}],
+            ["loss", "gradient's norm"],
+        ),
+    ],
+)
+def test_training_curves_of_little(lines, titles):
+    figure = training_curves(lines)
+    assert list(panels(figure)) == titles
+    assert whole(drawn(figure))
+
+
+def test_training_curves_of_nothing():
+    with pytest.raises(ValueError, match="no line with a loss or an evaluation yet"):
+        training_curves([{"step": 0, "note": "no curves"}, {"step": 3, "loss": None}])
+
+
+def test_a_figure_is_written_as_a_whole(tmp_path):
+    figure = contact_sheet([photo(RED)])
+    write_figure(tmp_path / "a.png", figure)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png").convert("RGB")), drawn(figure))
+    write_figure(tmp_path / "a.svg", figure)
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+    with pytest.raises(ValueError, match="Format 'doc' is not supported"):
+        write_figure(tmp_path / "a.doc", figure)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg"]

@@ -1,9 +1,12 @@
 """Checkpoints of a training run, by orbax: written in the background, whole or not at all, the newest kept."""
 
 import base64
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +46,28 @@ class Checkpoints:
 
         `data`: this process's data iterator's state, bytes or what JSON can hold. `notes`: what JSON can hold, the same
         in all processes. A step that is there already is left as it is.
+
+        Raises OSError when it can't be written (a full disk), here or at the next call of `save`, `wait` or `close`:
+        what is complete stays as it is.
         """
         step = int(state.step)
         if step in self.steps:
             return
         iterators = _of_all_processes(_encoded(data))
+        arrays = _arrays(state)
+        size, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self.folder).free
+        if free < size:
+            raise OSError(
+                errno.ENOSPC,
+                f"no room for a checkpoint, which takes {size:,} bytes: {free:,} are free",
+                str(self.folder),
+            )
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_arrays(state)),
+            state=ocp.args.StandardSave(arrays),
             notes=ocp.args.JsonSave({"data": iterators, "notes": dict(notes or {})}),
         )
-        self._manager.save(step, args=args, force=True)
+        with self._writing():
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Any, dict[str, Any]]:
         """A step's (the latest's) state, this process's `data`, and the `notes`.
@@ -88,18 +103,27 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until all that was saved is written."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
-        self.wait()
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # tensorstore's are ValueErrors.
+            why = str(error).partition("\n")[0]
+            raise OSError(f"{self.folder}: a checkpoint could not be written, the earlier are whole: {why}") from error
 
     def _check(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         """One error of all that differs; orbax's own names the first."""

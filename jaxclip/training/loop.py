@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jaxclip.training.state import TrainState
 _DRAWING = 50
 
 
+@runtime_checkable
 class ResumableBatches(Protocol):
     """What `fit` draws from: `Batches`, or an iterator of one's own.
 
@@ -92,7 +93,8 @@ def fit(
     Ctrl-C and SIGTERM let the step end, save, and raise KeyboardInterrupt; a second one stops at once. Several
     processes stop together, at the next line of the log.
 
-    Raises ValueError for checkpoints of another model, objective or optimizer, or of other batches, and OSError, naming
+    Raises ValueError for checkpoints of another model, objective or optimizer, of other batches or of more steps, and
+    OSError, naming
     the file or the step, for what can't be written (a full disk): the earlier checkpoints are whole.
     """
     for name, every in (
@@ -126,8 +128,12 @@ def fit(
             state = loop.run(state)
         except KeyboardInterrupt:
             raise  # All is saved, or it is the second one, which doesn't wait for what is being written.
-        except BaseException:
-            checkpoints.close()
+        except BaseException as error:
+            try:
+                checkpoints.close()
+            except OSError as unsaved:
+                if str(unsaved) != str(error):
+                    error.add_note(str(unsaved))
             raise
         checkpoints.close()
         return state
@@ -143,35 +149,32 @@ class _Report:
     skipped: int | None
 
 
+@dataclass(kw_only=True)
 class _Loop:
-    def __init__(
-        self,
-        *,
-        batches: ResumableBatches,
-        step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
-        steps: int,
-        folder: Path,
-        mesh: Mesh | None,
-        save_every: int,
-        log_every: int,
-        evaluate: Callable[[TrainState], Mapping[str, float]] | None,
-        evaluate_every: int | None,
-        checkpoints: Checkpoints,
-        interruption: Interruption,
-    ):
-        self.batches, self.step, self.steps, self.folder, self.mesh = batches, step, steps, folder, mesh
-        self.save_every, self.log_every, self.evaluate_every = save_every, log_every, evaluate_every
-        self.evaluate, self.checkpoints, self.interruption = evaluate, checkpoints, interruption
-        # Batches so far, and where the iterator was behind them: by now it may be one ahead.
-        self.done = 0
-        self.place: Any = None
-        self.skipped: int | None = None
+    batches: ResumableBatches
+    step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]]
+    steps: int
+    folder: Path
+    mesh: Mesh | None
+    save_every: int
+    log_every: int
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None
+    evaluate_every: int | None
+    checkpoints: Checkpoints
+    interruption: Interruption
+
+    # Batches so far, and where the iterator was behind them: by now it may be one ahead.
+    done: int = 0
+    place: Any = None
+    skipped: int | None = None
 
     def run(self, state: TrainState) -> TrainState:
         state, seconds = self._resumed(state)
         first = jax.process_index() == 0
         self.log = TrainingLog(self.folder / "log.jsonl", upto=self.done, writes=first)
-        self.evaluated = {record["step"] for record in self.log.records() if "evaluation" in record}
+        # What the first process has in its log: all must do the same.
+        done = first and any(record["step"] == self.done and "evaluation" in record for record in self.log.records())
+        self.evaluated_at = self.done if multihost_utils.broadcast_one_to_all(np.asarray(done)) else None
         self.curves = _Curves(self.folder / "curves.png", self.log, self.done) if first else None
         self.clock = _Clock(seconds)
         disable = None if first else True  # None: where the error stream is no terminal.
@@ -211,7 +214,7 @@ class _Loop:
             stopping = not self._evaluated(state, self.evaluate is not None)
         self._draw(always=True)
         if stopping:
-            self._wait()
+            self.checkpoints.close()
             interrupted = KeyboardInterrupt()
             interrupted.add_note(f"step {self.done} of {self.steps} is saved in {self.folder}: run it again to go on")
             raise interrupted
@@ -230,6 +233,8 @@ class _Loop:
             raise ValueError(f"the checkpoints in {self.folder} are none of `fit`; train in another folder")
         self.batches.set_state(data)
         self.done = notes["batches"]
+        if self.done > self.steps:
+            raise ValueError(f"the run in {self.folder} has done {self.done} steps already, more than {self.steps}")
         self._mark_place()
         return state, notes["seconds"]
 
@@ -267,7 +272,8 @@ class _Loop:
         self.bar.update()
         if finite and report.step % self.log_every:
             return
-        metrics = {name: np.asarray(value).item() for name, value in report.metrics.items() if name != "finite"}
+        fetched = jax.device_get(dict(report.metrics))
+        metrics = {name: value.item() for name, value in fetched.items() if name != "finite"}
         speed = self.clock.images_per_second()
         line = {"step": report.step, "loss": metrics["loss"], **metrics}
         line |= {"images_per_second": speed, "seconds": self.clock.seconds()}
@@ -278,7 +284,7 @@ class _Loop:
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if value is not None})
         if not finite:
             self._save(state)
-            self._wait()
+            self.checkpoints.wait()
             raise DivergenceError(
                 f"step {report.step}: the loss is {metrics['loss']:g} and the gradient's norm "
                 f"{metrics['grad_norm']:g}. The last good weights are saved in {self.folder}. Run again, training goes "
@@ -288,28 +294,19 @@ class _Loop:
             )
 
     def _save(self, state: TrainState) -> None:
-        try:
-            notes = {"batches": self.done, "seconds": self.clock.seconds()}
-            self.checkpoints.save(state, data=self.place, notes=notes)
-        except Exception as error:
-            raise _unsaved(self.checkpoints, error) from error
-
-    def _wait(self) -> None:
-        try:
-            self.checkpoints.wait()
-        except Exception as error:
-            raise _unsaved(self.checkpoints, error) from error
+        notes = {"batches": self.done, "seconds": self.clock.seconds()}
+        self.checkpoints.save(state, data=self.place, notes=notes)
 
     def _evaluated(self, state: TrainState, due: bool) -> bool:
         """Evaluates what is due; false where Ctrl-C gave it up."""
-        if self.evaluate is None or not due or self.done in self.evaluated:
+        if self.evaluate is None or not due or self.done == self.evaluated_at:
             return True
         found = self._attempt(self.evaluate, state)
         if found is None:
             return False
         evaluation = {name: float(value) for name, value in found.items()}
         self.log.write({"step": self.done, "evaluation": evaluation, "seconds": self.clock.seconds()})
-        self.evaluated.add(self.done)
+        self.evaluated_at = self.done
         return True
 
     def _draw(self, *, always: bool = False) -> None:
@@ -373,10 +370,3 @@ class _Curves:
             write_figure(self.path, training_curves(records))
         self._last = time.perf_counter()
         self._took = self._last - start
-
-
-def _unsaved(checkpoints: Checkpoints, error: Exception) -> OSError:
-    return OSError(
-        f"a checkpoint could not be written to {checkpoints.folder}, whose earlier ones are whole: "
-        f"{str(error).partition(chr(10))[0]}"
-    )

@@ -82,22 +82,28 @@ def compile_step(
     state: TrainState, *, compiler_options: dict[str, Any] | None = None, **settings: Any
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` with its settings, compiled by `jax.jit`, the state donated. The new state lies where this one does:
-    what `place` spread stays so, and no compiler has to guess."""
+    what `place` spread stays so, and no compiler has to guess. Raises ValueError for a state of another structure."""
     leaves, structure = jax.tree.flatten(state)
+    shardings = [leaf.sharding for leaf in leaves]
 
-    def step(state: TrainState, batch: Batch) -> tuple[list[Any], Metrics]:
-        state, metrics = train_step(state, batch, **settings)
+    def step(leaves: list[Any], batch: Batch) -> tuple[list[Any], Metrics]:
+        state, metrics = train_step(jax.tree.unflatten(structure, leaves), batch, **settings)
         return jax.tree.leaves(state), metrics
 
     compiled = jax.jit(
         step,
         donate_argnums=0,
-        out_shardings=([leaf.sharding for leaf in leaves], None),
+        # Said of what goes in as well: else a fresh state, which may still lie anywhere, has a program of its own.
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, None),
         compiler_options=compiler_options,
     )
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        leaves, metrics = compiled(state, batch)
+        leaves, given = jax.tree.flatten(state)
+        if given != structure:
+            raise ValueError("the state is of another model, objective or optimizer than what was compiled for")
+        leaves, metrics = compiled(leaves, batch)
         return jax.tree.unflatten(structure, leaves), metrics
 
     return run
