@@ -55,8 +55,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         x, weight = x.astype(self.dtype), self.weight[...].astype(self.dtype)
-        y = jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), precision=self.precision)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        # Sums in float32 are what units for half-precision products give; XLA's CPU asks for them by this alone.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        contracted = (((x.ndim - 1,), (1,)), ((), ()))
+        y = jax.lax.dot_general(x, weight, contracted, precision=self.precision, preferred_element_type=wide)
+        return (y if self.bias is None else y + self.bias[...].astype(wide)).astype(self.dtype)
 
 
 class Attention(nnx.Module):
