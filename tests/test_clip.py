@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -206,6 +207,15 @@ def test_saving_one_tower_gives_a_lone_towers_checkpoint(tmp_path):
     np.testing.assert_array_equal(again.encode_text(TEXTS), jaxclip.load(WHOLE).encode_text(TEXTS))
     config = json.loads((tmp_path / "text" / "config.json").read_text())
     assert config["architectures"] == ["CLIPTextModelWithProjection"]
+
+
+def test_who_may_read_the_config_may_read_the_weights(tmp_path, clip):
+    before = os.umask(0o022)
+    try:
+        clip.save(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "saved").iterdir()} == {"0o644"}
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, clip, monkeypatch):

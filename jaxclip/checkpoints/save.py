@@ -46,6 +46,8 @@ def save_model(model: CLIP, folder: Path, stored: Mapping[str, np.dtype]) -> Non
     # transformers refuses a file whose metadata don't name the framework; "pt" is what it writes itself.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", model.config.to_hub())
+    # safetensors lets nobody but the owner read its files.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
