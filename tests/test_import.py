@@ -12,6 +12,7 @@ import jaxclip
 PACKAGE = Path(jaxclip.__file__).parent
 # A lower row never imports a higher one.
 ROWS = {
+    "bundled": 0,
     "compilation_cache": 0,
     "atomic": 0,
     "config": 0,

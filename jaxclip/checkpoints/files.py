@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from jaxclip.bundled import model_folder
 from jaxclip.checkpoints.errors import CheckpointError, quoted
 from jaxclip.checkpoints.tensors import INDEX_SUFFIX, read_index
 
@@ -190,10 +191,11 @@ class Repository(Files):
 
 
 def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None) -> Files:
-    """Return the files of a checkpoint: a local folder's if there is one, else the Hub's. Nothing is fetched yet.
+    """Return the files of a checkpoint: a bundled model's, a local folder's if there is one, else the Hub's. Nothing is
+    fetched yet.
 
     Args:
-        source: a local folder, or a Hub id ("owner/name" or "name").
+        source: a bundled model's name, a local folder, or a Hub id ("owner/name" or "name").
         revision: a branch, tag or commit of the Hub; for the conversion that waits in a pull request, "refs/pr/N".
         subfolder: the folder within, as "text_encoder".
 
@@ -204,8 +206,9 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None, subfo
     for argument, value in {"subfolder": subfolder, "revision": revision}.items():
         if value is not None and not _stays_inside(value):
             raise CheckpointError(f"{argument} must be a plain name such as 'a' or 'a/b', not {value!r}.")
-    if os.path.isdir(name):
-        folder = Path(name, subfolder or "")
+    bundled = model_folder(source)
+    if bundled is not None or os.path.isdir(name):
+        folder = Path(bundled or name, subfolder or "")
         if revision is not None:
             raise CheckpointError(f"{name!r} is a local folder, which has no revisions: leave out {revision!r}.")
         if not folder.is_dir():

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from jaxclip.batching import padded, split
+from jaxclip.bundled import model_folder
 from jaxclip.clip import Clip
 from jaxclip.similarity import TopK, top_k
 from jaxclip.tasks.blocks import ROWS, Block, Record
@@ -216,7 +217,7 @@ def identity(clip: Clip) -> ModelIdentity:
     tower = clip.model.tower("vision" if clip.model.vision is not None else "text")
     dtype = "tensorfloat32" if tower.precision == "tensorfloat32" else jnp.dtype(tower.dtype).name
     source = clip.source
-    if source is not None and os.path.isdir(source):
+    if source is not None and model_folder(source) is None and os.path.isdir(source):
         source = os.path.abspath(source)
     return ModelIdentity(source, clip.revision, dtype, fingerprints(clip.model))
 
