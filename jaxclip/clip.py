@@ -145,15 +145,9 @@ class Clip:
     @cached_property
     def _stored_image_processor(self) -> ImageProcessor:
         self.model.tower("vision")
-        files = self._stored_files("image processor", IMAGE_PROCESSOR_FILES, "encode_pixels takes pixels")
-        # processor_config.json counts where it tells of images: what transformers < 5 wrote doesn't.
-        path = files.get("processor_config.json")
-        if path is None or ("preprocessor_config.json" in files and "image_processor" not in read_json(path)):
-            path = files["preprocessor_config.json"]
-        try:
-            return ImageProcessor.from_hub(read_json(path))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        return read_image_processor(
+            self._stored_files("image processor", IMAGE_PROCESSOR_FILES, "encode_pixels takes pixels")
+        )
 
     def _stored_files(self, what: str, names: Iterable[str], instead: str) -> dict[str, Path]:
         found = {name: path for name, path in self._origin.found.items() if name in names} if self._origin else {}
@@ -301,6 +295,19 @@ class Clip:
             return text.eos_token_id
         has_tokenizer = self._own["tokenizer"] or (self._origin and set(TOKENIZER_FILES) & self._origin.found.keys())
         return self.tokenizer.eos_token_id if has_tokenizer else None
+
+
+def read_image_processor(files: Mapping[str, Path]) -> ImageProcessor:
+    """The image processor of a checkpoint, from those of `IMAGE_PROCESSOR_FILES` that it has (name to path), at least
+    one. Raises CheckpointError for a damaged one."""
+    # processor_config.json counts where it tells of images: what transformers < 5 wrote doesn't.
+    path = files.get("processor_config.json")
+    if path is None or ("preprocessor_config.json" in files and "image_processor" not in read_json(path)):
+        path = files["preprocessor_config.json"]
+    try:
+        return ImageProcessor.from_hub(read_json(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _check_token_ids(token_ids: np.ndarray, text: TextConfig, eos_token_id: int | None) -> None:

@@ -18,19 +18,25 @@ Batches come from a folder or tar shards of images with captions:
     batches = Batches(source, 256, image_processor=clip.image_processor, tokenizer=clip.tokenizer)
 
 (pip install "jaxclip[train]"), `cache_image_features` encodes them once for an image tower that stays as it is, and
-`evaluate_retrieval` says how well images and captions find each other.
+`evaluate_retrieval` says how well images and captions find each other. And all of this, from data to a Hugging Face
+checkpoint, is
+
+    train(TrainConfig.from_toml("config.toml"))
 """
 
 from jaxclip.training.augmentation import AUGMENTATIONS, Augmentation
 from jaxclip.training.captions import CaptionedFolder, Photos, Sample, Source
 from jaxclip.training.checkpointing import Checkpoints
+from jaxclip.training.config import DataConfig, MeshConfig, ModelConfig, TrainConfig
 from jaxclip.training.data import BadSample, Batches, open_source
 from jaxclip.training.evaluation import Retrieval, evaluate_retrieval, retrieval
 from jaxclip.training.features import cache_image_features
 from jaxclip.training.log import read_log
 from jaxclip.training.loop import DivergenceError, ResumableBatches, fit
+from jaxclip.training.model import build_model
 from jaxclip.training.objectives import CLIPObjective, MoCoObjective, Objective, SigLIPObjective, SimCLRObjective
 from jaxclip.training.optimizer import OptimizerConfig, make_optimizer
+from jaxclip.training.run import TrainResult, train
 from jaxclip.training.sharding import batch_sharding, compile_step, global_batch, make_mesh, place, state_shardings
 from jaxclip.training.state import TrainState
 from jaxclip.training.step import train_step
@@ -44,8 +50,11 @@ __all__ = [
     "CLIPObjective",
     "CaptionedFolder",
     "Checkpoints",
+    "DataConfig",
     "DivergenceError",
+    "MeshConfig",
     "MoCoObjective",
+    "ModelConfig",
     "Objective",
     "OptimizerConfig",
     "Photos",
@@ -55,9 +64,12 @@ __all__ = [
     "SigLIPObjective",
     "SimCLRObjective",
     "Source",
+    "TrainConfig",
+    "TrainResult",
     "TrainState",
     "WebDataset",
     "batch_sharding",
+    "build_model",
     "cache_image_features",
     "compile_step",
     "evaluate_retrieval",
@@ -70,5 +82,6 @@ __all__ = [
     "read_log",
     "retrieval",
     "state_shardings",
+    "train",
     "train_step",
 ]
