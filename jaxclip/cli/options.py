@@ -73,14 +73,21 @@ def load(
     # Here, and not above: `--help` and a mistyped option shouldn't wait for JAX.
     import jaxclip
 
-    if options.own_process:
-        try:
-            jaxclip.enable_compilation_cache()
-        except OSError as error:
-            complain(options, f"programs are compiled anew each time: no cache folder ({error})")
+    keep_compiled(options)
     return jaxclip.load(
         options.model or model or DEFAULT_MODEL,
         revision=options.revision or (None if options.model else revision),
         dtype=options.dtype or dtype or "float32",
         towers=towers,
     )
+
+
+def keep_compiled(options: argparse.Namespace) -> None:
+    """Keeps compiled programs for the next process, where this one is the command's own."""
+    import jaxclip
+
+    if options.own_process:
+        try:
+            jaxclip.enable_compilation_cache()
+        except OSError as error:
+            complain(options, f"programs are compiled anew each time: no cache folder ({error})")
