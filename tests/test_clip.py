@@ -275,6 +275,9 @@ def test_values_beyond_the_stored_dtype_are_not_saved_as_infinity(tmp_path):
     assert not (tmp_path / "saved").exists()
     jaxclip.Clip(clip.model).save(tmp_path / "saved")
     assert load_file(tmp_path / "saved" / "model.safetensors")["logit_scale"].dtype == np.float32
+    # transformers would load it in the dtype that the config states, whatever the file's.
+    stated = [json.loads((folder / "config.json").read_text()).get("dtype") for folder in (WHOLE, tmp_path / "saved")]
+    assert stated == ["float16", None]
 
 
 def test_a_model_without_what_its_config_has_is_not_saved(tmp_path, clip):

@@ -24,8 +24,8 @@ def save_model(model: CLIP, folder: Path, stored: Mapping[str, np.dtype]) -> Non
     """Writes `config.json` and `model.safetensors` with the Hub's names and layouts.
 
     A tensor that `stored` names goes back in the dtype that it has there, bit for bit if it wasn't changed; others
-    keep the parameter's. Raises ValueError for parameters that the format has no name for or that the model's config
-    asks for in vain, and for a value that overflows its stored dtype.
+    keep the parameter's, and where all do, the config states none. Raises ValueError for parameters that the format has
+    no name for or that the model's config asks for in vain, and for a value that overflows its stored dtype.
     """
     table, parameters = parameter_names(model.config), model_parameters(model)
     if strangers := sorted(parameters.keys() - table.keys()):
@@ -45,7 +45,14 @@ def save_model(model: CLIP, folder: Path, stored: Mapping[str, np.dtype]) -> Non
             )
     # transformers refuses a file whose metadata don't name the framework; "pt" is what it writes itself.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", model.config.to_hub())
+    config = model.config.to_hub()
+    if not stored:
+        # It may have been read beside another file, and transformers would load this one in the dtype that it states;
+        # without one it takes the file's.
+        for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+            part.pop("dtype", None)
+            part.pop("torch_dtype", None)
+    write_json(folder / "config.json", config)
     # safetensors lets nobody but the owner read its files.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 

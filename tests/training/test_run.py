@@ -344,5 +344,5 @@ def test_transformers_loads_what_was_trained(finished, held_out, transformers):
     text_features, image_features = vectors(finished.clip, held_out)
     np.testing.assert_allclose(text_features, output.text_embeds, atol=1e-5)
     np.testing.assert_allclose(image_features, output.image_embeds, atol=1e-5)
-    scale = float(model.logit_scale.exp())
+    scale = model.logit_scale.exp().item()
     np.testing.assert_allclose(scale * image_features @ text_features.T, output.logits_per_image, atol=1e-5 * scale)
