@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from cases import FOLDER, photos
 from PIL import Image
@@ -40,6 +41,8 @@ def test_python_examples(photo_folder):
     assert not any(leaf.any() for leaf in jax.tree.leaves(locked.vision))
     assert any(leaf.any() for leaf in jax.tree.leaves(locked.text))
     assert (photo_folder.parent / "folder" / "model.safetensors").exists()
+    assert np.isfinite(names["metrics"]["loss"])
+    assert int(names["state"].step) == 1
 
 
 def test_the_search_command(photo_folder, capsys):
@@ -48,3 +51,11 @@ def test_the_search_command(photo_folder, capsys):
     swap = {"PHOTOS": str(photo_folder), "MODEL": str(FOLDER / "whole")}
     assert main([swap.get(argument, argument) for argument in arguments]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_demo_command(photo_folder, capsys):
+    command = next(line for line in README.splitlines() if "bin/jaxclip demo" in line)
+    assert main(shlex.split(command.partition("bin/jaxclip ")[2])) == 0
+    cake = capsys.readouterr().out.split("\nbirthday cake\n")[1].splitlines()
+    assert "birthday cake" in "".join(cake[:8])
+    assert (photo_folder.parent / "jaxclip-demo" / "birthday-cake.png").exists()
