@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 
 from jaxclip.atomic import write_atomically
@@ -33,10 +33,11 @@ _Length: TypeAlias = int | float
 # Pixels an inch: photos are drawn pixel by pixel at this resolution, and lengths below are in these pixels.
 DPI = 150
 # More of each would not be readable, or would be no picture any more; a note in the picture says so.
-MOST_TEXTS, MOST_IMAGES, MOST_HITS = 200, 60, 100
+MOST_TEXTS, MOST_IMAGES, MOST_HITS, MOST_CLASSES = 200, 60, 100, 60
 
 _MARGIN = 24
 _GREY, _BLUE = "#666666", "#1f77b4"
+_LIGHT, _PALE = "#b9d8f0", "#e3eef7"
 
 # The numbers of a training log in their order; what else a line has comes behind them, but for the last.
 _PANELS = {
@@ -193,6 +194,132 @@ def contact_sheet(
     return figure
 
 
+def classified_photos(
+    images: Sequence[Picture],
+    classes: Sequence[Sequence[tuple[str, float]]],
+    *,
+    names: Sequence[str] | None = None,
+    title: str = "",
+) -> "Figure":
+    """Photos in the order given, row by row, each with its name (by default the file's) and its most probable classes:
+    labels with probabilities, which are bars, too.
+
+    Of more than 100 photos the first are drawn, and a note says so. Raises ValueError without images, or when there are
+    not as many `classes` or `names`.
+    """
+    require_matplotlib()
+    from matplotlib.patches import Rectangle
+
+    names = [_name(image) for image in images] if names is None else names
+    if not images or len(names) != len(images) or len(classes) != len(images):
+        raise ValueError(
+            f"at least one image, and classes and a name for each: got {len(images)} images, {len(classes)} rows of "
+            f"classes and {len(names)} names"
+        )
+    note = f"Drawn: the first {MOST_HITS} of {len(images):,}." if len(images) > MOST_HITS else ""
+    images = images[:MOST_HITS]
+    side, gap, line = 270, 30, 32
+    columns = min(len(images), 10, math.ceil(math.sqrt(2 * len(images))))
+    width = max(2 * _MARGIN + columns * (side + gap) - gap, 640 if title else 0)
+    thumbnails = [_thumbnail(image, side, side) for image in images]
+    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
+    heights = [max(len(thumbnails[i]) for i in row) for row in rows]
+    captions = [40 + line * max(len(classes[i]) for i in row) for row in rows]
+    heading = _wrapped(_drawable(title), 12, width - 2 * _MARGIN, 3, bold=True)
+    head = 30 * (heading.count("\n") + 1) if heading else 0
+    top = _MARGIN + (head + 22 if head else 0)
+    height = top + sum(heights) + sum(captions) + len(rows) * gap + (30 if note else 0)
+    figure, page = _page(width, height)
+
+    if heading:
+        _text(page, _MARGIN, _MARGIN + head / 2, heading, 12, bold=True, va="center", linespacing=1.25)
+    for row, tallest, caption in zip(rows, heights, captions, strict=True):
+        for column, i in enumerate(row):
+            x, bottom = _MARGIN + column * (side + gap), top + tallest
+            _draw(page, thumbnails[i], x, bottom - len(thumbnails[i]))
+            _text(page, x, bottom + 24, _shortened(_drawable(names[i]), 7.5, side), 7.5, color=_GREY)
+            for place, (label, probability) in enumerate(classes[i]):
+                y, number = bottom + 38 + place * line, _number(probability)
+                bar = max(1.0, side * probability)
+                page.add_patch(Rectangle((x, y), bar, line - 4, color=_PALE if place else _LIGHT, linewidth=0))
+                room = side - _width(number, 8.5, bold=not place) - 22
+                text = _shortened(_drawable(label), 8.5, room, at="end", bold=not place)
+                _text(page, x + 6, y + 21, text, 8.5, bold=not place)
+                _text(page, x + side - 6, y + 21, number, 8.5, bold=not place, ha="right")
+        top += tallest + caption + gap
+    if note:
+        _text(page, _MARGIN, height - _MARGIN, note, 8, color=_GREY)
+    return figure
+
+
+def confusion_matrix(
+    confusion: Int[np.ndarray, "classes classes"], labels: Sequence[str], *, title: str = ""
+) -> "Figure":
+    """How many images of each class (down) were put into each (across): the darker, the larger the part of the class;
+    beside each row the part that is right.
+
+    Classes without images that none was put into are left out. Of more than 60 classes those with the most mistakes are
+    drawn, in their order, and a note says so. Raises ValueError without an image, or when there are not as many labels.
+    """
+    require_matplotlib()
+    confusion = np.asarray(confusion)
+    if confusion.shape != (len(labels), len(labels)) or not confusion.sum():
+        raise ValueError(
+            f"confusion must have a row and a column for each label, and count at least one image: got "
+            f"{confusion.shape} for {len(labels)} labels and {confusion.sum()} images"
+        )
+    mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * confusion.diagonal()
+    there = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
+    drawn = np.sort(there[np.argsort(-mistakes[there], kind="stable")[:MOST_CLASSES]])
+    n, left_out = len(drawn), len(there) - len(drawn)
+    note = f"Drawn: of {len(there):,} classes the {n} with the most mistakes." if left_out else ""
+    totals = confusion.sum(axis=1)[drawn]
+    counts = confusion[np.ix_(drawn, drawn)]
+    shares = counts / np.maximum(totals, 1)[:, None]
+
+    cell = round(min(64, max(22, 1300 / n)))
+    size = 8.5 if cell >= 36 else 7.5 if cell >= 26 else 6.5
+    names = [_shortened(_drawable(labels[i]), size, 330, at="end") for i in drawn]
+    longest = math.ceil(max(_width(name, size) for name in names))
+    left = _MARGIN + 34 + longest + 12
+    width = max(left + n * cell + 84, math.ceil(_width(note, 8)) + 2 * _MARGIN, 640 if title else 0)
+    heading = _wrapped(_drawable(title), 12, width - 2 * _MARGIN, 3, bold=True)
+    head = 30 * (heading.count("\n") + 1) + 16 if heading else 0
+    top = _MARGIN + head + 26
+    height = top + n * cell + 12 + longest + 40 + _MARGIN + (30 if note else 0)
+    figure, page = _page(width, height)
+    if heading:
+        _text(page, _MARGIN, _MARGIN + (head - 16) / 2, heading, 12, bold=True, va="center", linespacing=1.25)
+    axes = _axes(figure, left, top, n * cell, n * cell)
+    # By the root of the part: a mistake that is made once in fifty times is to be seen, too.
+    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(n), names, fontproperties=_font(size), parse_math=False)
+    axes.set_xticks(range(n), names, fontproperties=_font(size), rotation=90, parse_math=False)
+    axes.tick_params(length=0, pad=5)
+    axes.spines[:].set_color("#bbbbbb")
+    for line in np.arange(n - 1) + 0.5:
+        axes.axhline(line, color="#e4e4e4", linewidth=0.5)
+        axes.axvline(line, color="#e4e4e4", linewidth=0.5)
+    widest = f"{counts.max():,}"
+    sizes = (s for s in (9, 8, 7, 6) if _width(widest, s) <= 0.8 * cell and s * DPI / 72 <= 0.8 * cell)
+    number_size = next(sizes, None)
+    if number_size is not None:
+        font = _font(number_size)
+        for i, j in np.argwhere(counts):
+            color = "white" if shares[i, j] > 0.35 else "black"
+            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center_baseline", color=color, fontproperties=font)
+    for i in np.flatnonzero(totals):
+        part = _number(counts[i, i] / totals[i])
+        _text(page, left + n * cell + 12, top + (i + 0.5) * cell, part, size, va="center_baseline", color=_GREY)
+    _text(page, left + n * cell + 12, top - 12, "right", size, color=_GREY)
+    _text(page, _MARGIN + 10, top + n * cell / 2, "shown", 9, bold=True, va="center", ha="center", rotation=90)
+    below = height - _MARGIN - (30 if note else 0)
+    _text(page, left + n * cell / 2, below, "taken for", 9, bold=True, ha="center")
+    if note:
+        _text(page, _MARGIN, height - _MARGIN, note, 8, color=_GREY)
+    return figure
+
+
 def training_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
     """What a training log's lines (`jaxclip.training.read_log`) say by step: a panel for each number that a line has,
     faint as it is and over it smoothed, and one for the evaluations. A red line is where the run diverged.
@@ -236,6 +363,56 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
+def error_growth(
+    towers: Mapping[str, Sequence[tuple[str, float | None, float | None, bool | None]]], title: str, verdict: str
+) -> "Figure":
+    """How far two implementations are apart from tensor to tensor, in order of execution: a panel for each tower.
+
+    A point is a label (below the axis, "" for none), the relative error, what rounding may do (both None where nothing
+    was compared) and whether that is all. Errors of 0 are drawn at the bottom. Raises ValueError without points.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    known = [y for points in towers.values() for _, *ys, _ in points for y in ys if y and math.isfinite(y)]
+    if not known:
+        raise ValueError("there is nothing to draw: no tensor of a tower has an error or a tolerance")
+    low, high = min(known) / 3, max(known) * 3
+    figure = Figure(figsize=(12, 0.9 + 3.4 * len(towers)), dpi=DPI, facecolor="white", layout="constrained")
+    heading = [_shortened(_drawable(title), 9, 1700, bold=True), *_wrapped(_drawable(verdict), 9, 1700, 2).split("\n")]
+    figure.suptitle("\n".join(heading), fontproperties=_font(9), parse_math=False)
+    for axes, (name, points) in zip(figure.subplots(len(towers), squeeze=False)[:, 0], towers.items(), strict=True):
+        places = range(len(points))
+        allowed = [math.nan if y is None else y for _, _, y, _ in points]
+        found = [math.nan if y is None else high if not math.isfinite(y) else max(y, low) for _, y, _, _ in points]
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        axes.fill_between(places, low, allowed, color="#d9ead3", linewidth=0, label="rounding")
+        axes.plot(places, found, color=_GREY, linewidth=0.8)
+        for agrees, color, label in ((True, "#2e7d32", "agree"), (False, "#c62828", "apart")):
+            own = [place for place in places if points[place][3] is agrees and not math.isnan(found[place])]
+            if own:
+                axes.plot(own, [found[place] for place in own], ".", color=color, markersize=5, label=label)
+        first = next((place for place in places if points[place][3] is False), None)
+        if first is not None:
+            axes.axvline(first, color="#c62828", linewidth=0.8, linestyle="--")
+        axes.set_xticks(
+            [place for place in places if points[place][0]],
+            [points[place][0] for place in places if points[place][0]],
+            fontproperties=_font(7.5),
+        )
+        axes.set_xlim(-1, len(points))
+        axes.set_title(name, fontproperties=_font(9, bold=True), loc="left")
+        axes.set_ylabel("relative RMS", fontproperties=_font(8))
+        axes.set_xlabel("block", fontproperties=_font(8))
+        axes.tick_params(length=3)
+        for label in axes.get_yticklabels():
+            label.set_fontproperties(_font(7.5))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(prop=_font(7.5), frameon=False, loc="upper right", ncols=3)
+    return figure
+
+
 def write_figure(path: Path, figure: "Figure") -> None:
     """The picture as a whole, or none when anything fails; the suffix says which kind."""
     content = io.BytesIO()
@@ -248,7 +425,7 @@ def _draw_curve(axes: "Axes", name: str, records: Sequence[Mapping[str, Any]]) -
 
     points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     steps, values = (np.asarray(column, np.float64) for column in zip(*points, strict=True))
-    if name == "grad_norm" and values.min() > 0:
+    if name == "grad_norm" and 0 < values.min() < values.max() / 20:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")

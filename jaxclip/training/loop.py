@@ -145,7 +145,7 @@ class _Report:
 
     step: int
     metrics: Mapping[str, Any]
-    images: int
+    mark: tuple[float, int]
     skipped: int | None
 
 
@@ -188,14 +188,14 @@ class _Loop:
         report = None
         while batch is not None and not stopping:
             state, metrics = self.step(state, batch)
-            images = len(next(iter(batch.values())))
+            mark = self.clock.mark(len(next(iter(batch.values()))))
             self.done += 1
             self._mark_place()
             batch = self._next_batch()
             # Only now, when the device has its next step.
             if report:
                 self._tell(report, state)
-            report = _Report(self.done, metrics, images, self.skipped)
+            report = _Report(self.done, metrics, mark, self.skipped)
             stopping = self._stopping()
             saving, evaluating = self._is_time(self.save_every), self._is_time(self.evaluate_every)
             if not stopping and (saving or evaluating):
@@ -268,13 +268,12 @@ class _Loop:
     def _tell(self, report: _Report, state: TrainState) -> None:
         """Waits for a step, and says what there is to say of it. Raises DivergenceError."""
         finite = bool(report.metrics["finite"])
-        self.clock.count(report.images)
         self.bar.update()
         if finite and report.step % self.log_every:
             return
         fetched = jax.device_get(dict(report.metrics))
         metrics = {name: value.item() for name, value in fetched.items() if name != "finite"}
-        speed = self.clock.images_per_second()
+        speed = self.clock.images_per_second(report.mark)
         line = {"step": report.step, "loss": metrics["loss"], **metrics}
         line |= {"images_per_second": speed, "seconds": self.clock.seconds()}
         if report.skipped is not None:
@@ -314,36 +313,40 @@ class _Loop:
             self.curves.draw(always=always)
 
 
+# Seconds, without pauses, and images until a step was on its way.
+_Mark = tuple[float, int]
+
+
 class _Clock:
     """Seconds since the run began, those of earlier processes included, and images a second."""
 
     def __init__(self, seconds: float):
         self._begun = time.perf_counter() - seconds
-        self._since: float | None = None
+        self._paused = 0.0
         self._images = 0
+        self._since: _Mark | None = None
 
     def seconds(self) -> float:
         return round(time.perf_counter() - self._begun, 3)
 
-    def count(self, images: int) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()  # The first step is left out: it was compiled.
-        else:
-            self._images += images
+    def mark(self, images: int) -> _Mark:
+        """That a step with so many images is on its way. The first one has been compiled by then."""
+        self._images += images
+        mark = time.perf_counter() - self._paused, self._images
+        self._since = self._since or mark
+        return mark
 
-    def images_per_second(self) -> float | None:
-        """Since it was last asked; None without an image."""
-        now, images, since = time.perf_counter(), self._images, self._since
-        self._since, self._images = now, 0
-        return round(images / (now - since), 1) if images and since is not None else None
+    def images_per_second(self, mark: _Mark) -> float | None:
+        """Since the mark that was last asked for, or the first; None without an image between."""
+        (start, before), (end, after), self._since = self._since or mark, mark, mark
+        return round((after - before) / (end - start), 1) if after > before else None
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """What happens meanwhile doesn't count for the speed."""
         start = time.perf_counter()
         yield
-        if self._since is not None:
-            self._since += time.perf_counter() - start
+        self._paused += time.perf_counter() - start
 
 
 class _Curves:

@@ -4,9 +4,13 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python sharded_training.py de
 XLA_FLAGS=--xla_force_host_platform_device_count=2 python sharded_training.py process FOLDER ID PORT    # ID 0 and ID 1
 """
 
+import contextlib
 import json
+import os
+import signal
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 
@@ -87,17 +91,54 @@ def on_devices(folder):
     return figures
 
 
+class OwnRows:
+    """Of a process, which is told to end when it asks for the third batch."""
+
+    def __init__(self, process, *, ends):
+        self.process, self.ends, self.number = process, ends, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.ends and self.number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.number += 1
+        mine = slice(8 * self.process, 8 * self.process + 8)
+        return {name: values[mine] for name, values in rows(self.number - 1).items()}
+
+    def get_state(self):
+        return [self.process, self.number]
+
+    def set_state(self, state):
+        assert state[0] == self.process
+        self.number = state[1]
+
+
 def in_process(folder, process, port):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
-    from jaxclip.training import Checkpoints, make_mesh, place
-
-    def own_rows(step):
-        return {name: values[8 * process : 8 * process + 8] for name, values in rows(step).items()}
+    from jaxclip.training import Checkpoints, compile_step, fit, make_mesh, place, read_log
 
     create, settings = setting()
     mesh = make_mesh(2, fsdp=2)
-    ended, losses = train(place(create(), mesh, SMALL), mesh, settings, own_rows)
+    step = compile_step(place(create(), mesh, SMALL), **settings)
+    run = Path(folder).parent / "run"
+    stopped = []
+    for ends in (process == 1, False):
+        with contextlib.suppress(KeyboardInterrupt):
+            ended = fit(
+                place(create(), mesh, SMALL),
+                OwnRows(process, ends=ends),
+                step,
+                steps=STEPS,
+                folder=run,
+                mesh=mesh,
+                log_every=1,
+                evaluate=lambda state: {"step": float(state.step)},
+            )
+        stopped.append(max(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")))
+    log = read_log(run / "log.jsonl")
     with Checkpoints(folder) as checkpoints:
         # Of other lengths in the two.
         checkpoints.save(ended, data=b"x" * (process + 1), notes={"why": "test"})
@@ -108,7 +149,9 @@ def in_process(folder, process, port):
         for a, b in zip(jax.tree.leaves(restored.model), jax.tree.leaves(ended.model), strict=True)
     )
     return {
-        "losses": losses,
+        "losses": [line["loss"] for line in log if "loss" in line],
+        "evaluations": [line["evaluation"] for line in log if "evaluation" in line],
+        "stopped": stopped,
         "processes": jax.process_count(),
         "devices": len(jax.devices()),
         "restored": [bool(same), data.decode(), notes],

@@ -71,6 +71,9 @@ def test_two_processes_have_the_loss_curve_of_one_device(figures):
         np.testing.assert_allclose(seen["losses"], devices["losses"]["one device"], rtol=1e-5)
         assert seen["restored"] == [True, "x" * (number + 1), {"why": "test"}]
         assert seen["bytes"] < 0.6 * devices["bytes"]["whole"][0]
+        # One of them was told to end, both did at the same step, and went on together.
+        assert seen["stopped"] == [2, 4]
+        assert seen["evaluations"] == [{"step": 4.0}]
 
 
 @pytest.mark.parametrize(
