@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -126,22 +126,27 @@ def capture(
     have a loss, CLIP's; `gradients` adds its gradient with respect to each parameter. Raises ValueError when there is
     nothing to capture, or no loss to differentiate.
     """
-    kept: dict[str, Any] = {}
-    if texts is not None:
-        strings = [texts] if isinstance(texts, str) else list(texts)
-        kept |= {f"texts.{i}": np.frombuffer(text.encode(), np.uint8) for i, text in enumerate(strings)}
-        token_ids = clip.tokenizer(strings) if token_ids is None else token_ids
+    strings = [texts] if isinstance(texts, str) else None if texts is None else list(texts)
+    several: Any = None
     if images is not None:
-        several: list[Any] = [images] if is_single_image(images) else list(images)  # pyright: ignore[reportArgumentType]
-        kept |= {f"images.{i}": _AS_IT_IS(image)[0].astype(np.uint8) for i, image in enumerate(several)}
-        pixels = clip.image_processor(several) if pixels is None else pixels
+        several = [images] if is_single_image(images) else list(cast(Iterable[ImageLike], images))
+    if strings is not None and token_ids is None:
+        token_ids = clip.tokenizer(strings)
+    if several is not None and pixels is None:
+        pixels = clip.image_processor(several)
     if token_ids is None and pixels is None:
         raise ValueError("there is nothing to capture: give texts or images, or token_ids or pixels")
-    inputs = {"input_ids": token_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-    kept |= {name: np.asarray(value) for name, value in inputs.items() if value is not None}
-    if pixels is not None:
-        kept["pixel_values"] = np.asarray(pixels).transpose(0, 3, 1, 2)
-    given = [None if value is None else jax.numpy.asarray(value) for value in (*inputs.values(), pixels)]
+    inputs = Inputs(
+        texts=None if strings is None else tuple(strings),
+        images=None if several is None else tuple(_AS_IT_IS(image)[0].astype(np.uint8) for image in several),
+        token_ids=None if token_ids is None else np.asarray(token_ids),
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        pixels=None if pixels is None else np.asarray(pixels),
+    )
+    kept = inputs.tensors()
+    arrays = (inputs.token_ids, inputs.attention_mask, inputs.position_ids, inputs.pixels)
+    given = [None if array is None else jax.numpy.asarray(array) for array in arrays]
     if gradients:
         if token_ids is None or pixels is None or len(token_ids) != len(pixels):
             raise ValueError("gradients are those of the loss, which needs as many texts as images")

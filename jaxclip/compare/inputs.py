@@ -1,6 +1,7 @@
 """What models are compared on: strings and images, or the arrays that were made of them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -29,6 +30,31 @@ class Inputs:
     position_ids: Int[np.ndarray, "_ tokens"] | None = None
     pixels: Float[np.ndarray, "images height width channels"] | None = None
 
+    def tensors(self) -> dict[str, np.ndarray]:
+        """As a capture holds them."""
+        kept: dict[str, Any] = {
+            "input_ids": self.token_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+            "pixel_values": None if self.pixels is None else self.pixels.transpose(0, 3, 1, 2),
+        }
+        kept |= {f"texts.{i}": np.frombuffer(text.encode(), np.uint8) for i, text in enumerate(self.texts or ())}
+        kept |= {f"images.{i}": image for i, image in enumerate(self.images or ())}
+        return {name: np.asarray(value) for name, value in kept.items() if value is not None}
+
+    def of_rows(self, rows: Int[np.ndarray, " rows"], *, texts: bool) -> "Inputs":
+        """Some of the texts alone, or some of the images, as a tower takes them."""
+        if not texts:
+            assert self.pixels is not None
+            return Inputs(pixels=self.pixels[rows])
+        assert self.token_ids is not None
+        mask, positions = self.attention_mask, self.position_ids
+        return Inputs(
+            token_ids=self.token_ids[rows],
+            attention_mask=None if mask is None else mask[rows],
+            position_ids=positions if positions is None or len(positions) == 1 else positions[rows],
+        )
+
 
 def example_images() -> tuple[UInt8[np.ndarray, "_ _ 3"], ...]:
     """Photos would be large; these have what a photo has: edges, gradients, detail finer than a resized pixel, and
@@ -51,11 +77,13 @@ def example_token_ids(config: CLIPConfig) -> Int[np.ndarray, "texts tokens"]:
     assert text is not None
     generator = np.random.default_rng(0)
     end = text.vocab_size - 1 if text.pooling == "largest_id" else text.eos_token_id
-    longest = min(16, text.max_position_embeddings)
+    longest = min(16, text.max_position_embeddings - 1)  # Positions that are off by one shouldn't run out.
     rows = np.full((len(TEXTS), longest), end, np.int32)
     for row, length in zip(rows, np.linspace(longest / 2, longest, len(rows)).astype(int), strict=True):
         words = generator.integers(0, text.vocab_size, length - 1)
         row[: length - 1] = np.where(words == end, 0, words)
+    if text.pooling == "largest_id":
+        rows[:, 2] = text.eos_token_id  # What a port that takes config.json at its word would look for.
     return rows
 
 

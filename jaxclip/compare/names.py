@@ -69,6 +69,11 @@ def block_of(name: str) -> tuple[str, int, str] | None:
     return (found[1].removesuffix(".encoder"), int(found[2]), found[3]) if found else None
 
 
+def is_tensor(name: str) -> bool:
+    """Whether it is one of the names that `jaxclip.reference.model` lists."""
+    return not name.endswith("encoder") and name not in INPUTS and 0 <= _place(name)[0] < len(_ORDER)
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """In order of execution: strings and images first, strangers and gradients last."""
     return sorted(names, key=_place)

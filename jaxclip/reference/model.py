@@ -278,10 +278,10 @@ class Oracle:
         return self.precision.result(self.tensors[name][rows].astype(self.precision.dtype))
 
     def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self.precision.operand(a) @ self.precision.operand(b)
+        return self.precision.result(self.precision.operand(a) @ self.precision.operand(b))
 
     def see(self, name: str, value: np.ndarray) -> np.ndarray:
-        value = self.precision.result(value)
+        value = self.precision.result(np.asarray(value))
         self.seen[name] = value
         return self.tap(name, value)
 

@@ -36,7 +36,7 @@ class Precision:
 
     - `dtype`: NumPy's, of every array and every sum
     - `operand`: what happens to both sides of a matrix product before it
-    - `result`: what happens to every parameter and to every named intermediate
+    - `result`: what happens to every parameter, to every product and to every named intermediate
     """
 
     dtype: Any = np.float64
