@@ -68,7 +68,7 @@ def fit(
     """Trains for `steps` batches in all, or until there are no more, and returns the last state. Where `folder` has
     checkpoints of this run it goes on with the newest: to the bit as if it had never stopped.
 
-    - `state`: at the beginning, or of the same shapes; it is used up, as by `step`
+    - `state`: to begin with; where there are checkpoints, one of the same shapes. It is used up, as by `step`.
     - `batches`: where they are is saved with the state; of this process its own rows
     - `step`: what `compile_step` returns
     - `mesh`: what the state was placed on; batches are then spread over it by `global_batch`
@@ -91,7 +91,8 @@ def fit(
     raised. Run again, it goes on from there.
 
     Ctrl-C and SIGTERM let the step end, save, and raise KeyboardInterrupt; a second one stops at once. Several
-    processes stop together, at the next line of the log.
+    processes stop together, at the next line of the log. What `batches` or `evaluate` raise is raised when the state is
+    saved (in a run of several processes at once).
 
     Raises ValueError for checkpoints of another model, objective or optimizer, of other batches or of more steps, and
     OSError, naming
@@ -167,6 +168,8 @@ class _Loop:
     done: int = 0
     place: Any = None
     skipped: int | None = None
+    # What ends the run once the state is saved.
+    failure: Exception | None = None
 
     def run(self, state: TrainState) -> TrainState:
         state, seconds = self._resumed(state)
@@ -215,9 +218,10 @@ class _Loop:
         self._draw(always=True)
         if stopping:
             self.checkpoints.close()
-            interrupted = KeyboardInterrupt()
-            interrupted.add_note(f"step {self.done} of {self.steps} is saved in {self.folder}: run it again to go on")
-            raise interrupted
+            reason = self.failure or KeyboardInterrupt()
+            if self.done:
+                reason.add_note(f"step {self.done} of {self.steps} is saved in {self.folder}: run it again to go on")
+            raise reason
         return state
 
     def _resumed(self, state: TrainState) -> tuple[TrainState, float]:
@@ -243,21 +247,28 @@ class _Loop:
 
     def _stopping(self) -> bool:
         if jax.process_count() == 1:
-            return self.interruption.requested
+            return self.interruption.requested or self.failure is not None
         # All at the same step, which costs a round between the hosts.
         if self.done % self.log_every:
             return False
         return bool(multihost_utils.process_allgather(np.asarray(self.interruption.requested)).any())
 
     def _attempt(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        # What several processes do together, one can't give up.
-        return self.interruption.attempt(function, *arguments) if jax.process_count() == 1 else function(*arguments)
+        """What the function returns; None where Ctrl-C or an error of its own ended it, which leaves the state as it
+        was, to be saved."""
+        if jax.process_count() > 1:
+            return function(*arguments)  # What all do together, one can't give up.
+        try:
+            return self.interruption.attempt(function, *arguments)
+        except Exception as error:
+            self.failure = error
+            return None
 
     def _mark_place(self) -> None:
         self.place, self.skipped = self.batches.get_state(), getattr(self.batches, "skipped", None)
 
     def _next_batch(self) -> Mapping[str, Any] | None:
-        """On its way to the device; None at the end, and where Ctrl-C cut the waiting short."""
+        """On its way to the device; None at the end, and where the waiting was cut short."""
         if self.done >= self.steps:
             return None
         rows = self._attempt(next, self.batches, None)
@@ -293,11 +304,13 @@ class _Loop:
             )
 
     def _save(self, state: TrainState) -> None:
+        if not self.done:
+            return  # Nothing that a new beginning wouldn't give.
         notes = {"batches": self.done, "seconds": self.clock.seconds()}
         self.checkpoints.save(state, data=self.place, notes=notes)
 
     def _evaluated(self, state: TrainState, due: bool) -> bool:
-        """Evaluates what is due; false where Ctrl-C gave it up."""
+        """Evaluates what is due; false where it was given up."""
         if self.evaluate is None or not due or self.done == self.evaluated_at:
             return True
         found = self._attempt(self.evaluate, state)

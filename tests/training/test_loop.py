@@ -170,8 +170,16 @@ def kill():
     raise Killed
 
 
+def fail():
+    raise OSError("the disk with the data is gone")
+
+
 @pytest.mark.parametrize(
-    ("act", "where"), [(stop, "batch"), (terminate, "step"), (stop, "evaluation"), (kill, "step"), (kill, "evaluation")]
+    ("act", "where"),
+    [
+        *((stop, "batch"), (terminate, "step"), (stop, "evaluation"), (kill, "step"), (kill, "evaluation")),
+        *((fail, "batch"), (fail, "evaluation")),
+    ],
 )
 def test_an_interrupted_run_equals_an_uninterrupted_one(step, uninterrupted, tmp_path, act, where):
     """At batch 8, which is no batch that is saved otherwise, but evaluated."""
@@ -188,7 +196,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(step, uninterrupted, tmp
 
     batches = Numbered(at=9 if where == "batch" else None, act=act)
     settings = SETTINGS | {"evaluate": interrupted_evaluate}
-    with pytest.raises((KeyboardInterrupt, Killed)) as stopped:
+    with pytest.raises((KeyboardInterrupt, Killed, OSError)) as stopped:
         fit(fresh(), batches, interrupted_step, folder=tmp_path, **settings)
     if act is kill:
         assert steps_in(tmp_path) == [5]
@@ -197,6 +205,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(step, uninterrupted, tmp
         with open(tmp_path / "log.jsonl", "a") as log:
             log.write('{"step": 9, "lo')
     else:
+        assert (type(stopped.value) is OSError) is (act is fail)
         assert steps_in(tmp_path) == [5, 8]
         assert stopped.value.__notes__ == [f"step 8 of {STEPS} is saved in {tmp_path}: run it again to go on"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -217,6 +226,13 @@ def test_a_second_ctrl_c_stops_at_once(step, tmp_path):
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         fit(fresh(), Numbered(), impatient, folder=tmp_path, **SETTINGS)
+    assert not hasattr(stopped.value, "__notes__")
+    assert steps_in(tmp_path) == []
+
+
+def test_without_a_step_there_is_nothing_to_save(tmp_path):
+    with pytest.raises(OSError, match="the disk with the data is gone") as stopped:
+        fit(fresh(), Numbered(at=1, act=fail), nothing, folder=tmp_path, **SETTINGS)
     assert not hasattr(stopped.value, "__notes__")
     assert steps_in(tmp_path) == []
 
