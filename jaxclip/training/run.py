@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ def train(config: TrainConfig) -> TrainResult:
     clip = Clip(clip.model, tokenizer=_tokenizer(clip, config), image_processor=clip.image_processor)
     if held_out is not None and (clip.model.text is None or clip.model.vision is None):
         raise ValueError("held-out data are for images and texts, and the model has not both towers: leave them out")
+    length = config.data.text_length
+    if length is not None and clip.model.text is not None and length > _positions(clip):
+        raise ValueError(f"data.text_length is {length}, and the model has {_positions(clip)} positions")
     mesh = _mesh(config)
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() != 0:
@@ -110,13 +114,7 @@ def train(config: TrainConfig) -> TrainResult:
 def _train(config: TrainConfig, clip: Clip, source: Source, held_out: Source | None, mesh: Mesh | None) -> TrainResult:
     folder, steps = Path(config.output), config.steps or 0
     locked = _has_locked_images(config)
-    features, held_out_features, trained, vision = None, None, clip.model, clip.model.vision
-    if locked:
-        features = cache_image_features(clip, source, folder / "features")
-        if held_out is not None:
-            held_out_features = cache_image_features(clip, held_out, folder / "features")
-        trained = _with_vision(clip.model, nnx.data(None))
-    batches = _batches(config, clip, source, features)
+    vision, trained = clip.model.vision, _with_vision(clip.model, nnx.data(None)) if locked else clip.model
     optimizer, schedule = make_optimizer(config.optimizer_config(steps))
     state = TrainState.create(
         trained,
@@ -126,6 +124,10 @@ def _train(config: TrainConfig, clip: Clip, source: Source, held_out: Source | N
         frozen=tuple(part for part in config.freeze if not (locked and part.split(".")[0] == "vision")),
         ema=config.ema is not None,
     )
+    # Once it is sure that there is something to train.
+    features = cache_image_features(clip, source, folder / "features") if locked else None
+    held_out_features = cache_image_features(clip, held_out, folder / "features") if locked and held_out else None
+    batches = _batches(config, clip, source, features)
     for leaf in jax.tree.leaves(trained):
         leaf.delete()  # The state has copies, and memory may be short.
     if mesh is not None:
@@ -239,17 +241,21 @@ def _whole(place: Any) -> Any:
 
 
 def _check_same_run(folder: Path, config: TrainConfig) -> None:
+    if not any(re.fullmatch(r"step_\d+", path.name) for path in (folder / "checkpoints").glob("*")):
+        return  # There is nothing to go on with.
     try:
         theirs = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if (folder / "checkpoints").exists():
-            raise ValueError(f"{folder}: has checkpoints without a config.toml, of no run of this kind") from None
-        return
+        raise ValueError(f"{folder}: has checkpoints without a config.toml, of no run of this kind") from None
     if found := differences(config.to_table(), theirs, without=_FREE):
         raise ValueError(
             f"{folder}: the run there was begun with other settings ({'; '.join(found)}): go on with the same, or "
             "train in another folder. Where it is the same all the same (data that moved), change its config.toml"
         )
+
+
+def _positions(clip: Clip) -> int:
+    return clip.model.tower("text").config.max_position_embeddings
 
 
 def _tokenizer(clip: Clip, config: TrainConfig) -> Tokenizer | None:
@@ -279,10 +285,7 @@ def _has_locked_images(config: TrainConfig) -> bool:
 
 
 def _batches(config: TrainConfig, clip: Clip, source: Source, features: np.ndarray | None) -> Batches:
-    alone, length = _images_alone(config), config.data.text_length
-    if length is not None and not alone and length > clip.tokenizer.max_length:
-        raise ValueError(f"data.text_length is {length}, and the model has {clip.tokenizer.max_length} positions")
-    augmentation = config.data.augmentation
+    alone, augmentation = _images_alone(config), config.data.augmentation
     if isinstance(augmentation, str):
         augmentation = AUGMENTATIONS.get(augmentation)
     return Batches(
@@ -293,7 +296,7 @@ def _batches(config: TrainConfig, clip: Clip, source: Source, features: np.ndarr
         image_features=features,
         augmentation=augmentation,
         views=2 if alone else 1,
-        text_length=length,
+        text_length=config.data.text_length,
         seed=config.seed,
         threads=config.data.threads,
     )

@@ -176,7 +176,7 @@ def test_interrupted_it_goes_on_as_if_nothing_had_been(finished, whole, tmp_path
 def test_another_run_s_folder_is_refused(finished, whole, tmp_path):
     with pytest.raises(ValueError, match=re.escape("(ema: 0.5 there, nothing now; seed: 0 there, 1 now)")):
         train(whole(finished.folder, seed=1, ema=False))
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_3").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"has checkpoints without a config\.toml"):
         train(whole(tmp_path))
     with (
