@@ -51,7 +51,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, indexed: bool = False)
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help=f"a Hugging Face Hub id, or a local folder (default: {otherwise}{DEFAULT_MODEL})",
+        help="a Hugging Face Hub id, a local folder, or emoji, the bundled model (default: "
+        f"{otherwise}{DEFAULT_MODEL})",
     )
     parser.add_argument("--revision", help="a branch, tag or commit of the Hub")
     parser.add_argument(

@@ -17,10 +17,16 @@ def test_commands(folder, captions, model, monkeypatch, capsys):
     monkeypatch.setattr("jaxclip.cli.options.DEFAULT_MODEL", model)
     shutil.copy(folder / "chelsea.png", "query.jpg")
     commands = re.findall(r"^jaxclip (.*)$", README, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["embed", "search", "search", "search", "similarity"]
+    assert [command.split()[0] for command in commands] == [
+        *("embed", "search", "search", "search", "similarity", "inspect", "diff", "train")
+    ]
+    shutil.copytree(folder, "captioned")
+    for photo in Path("captioned").glob("*.png"):
+        photo.with_suffix(".txt").write_text(photo.stem)
     printed = []
     for command in commands:
-        arguments = [model if word == "MODEL" else word for word in shlex.split(command, comments=True)]
+        words = [word.replace("MODEL", model) for word in shlex.split(command, comments=True)]
+        arguments = [{"1000": "2", "64": "2"}.get(word, word) for word in words]
         assert main(arguments) == 0, command
         printed.append(capsys.readouterr().out)
     assert printed[0].startswith("index/: 2 photos (added 2")
@@ -30,3 +36,6 @@ def test_commands(folder, captions, model, monkeypatch, capsys):
     assert printed[4] == "matrix.png and matrix.csv: 3 texts, 2 images\n"
     assert Path("hits.png").read_bytes().startswith(b"\x89PNG")
     assert Path("matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert "text" in printed[5]
+    assert "Equal within the rounding of float32" in printed[6]
+    assert Path("run/model/model.safetensors").exists()
