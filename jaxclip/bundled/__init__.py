@@ -48,8 +48,7 @@ def model_folder(source: str | os.PathLike[str]) -> Path | None:
 def emoji() -> tuple[Emoji, ...]:
     """The emoji in Unicode's order, without skin tones and components."""
     lines = (_FOLDER / "emoji" / "emoji.jsonl").read_text("utf-8").splitlines()
-    records = map(json.loads, lines)
     return tuple(
-        Emoji(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
-        for record in records
+        Emoji(one["hexcode"], one["group"], one["name"], tuple(one["keywords"]), tuple(one["held_out"]))
+        for one in map(json.loads, lines)
     )

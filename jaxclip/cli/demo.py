@@ -88,7 +88,9 @@ def _classify(clip: "Clip", pictures: "Sequence[EmojiPicture]", images: Any) -> 
 
     named = {picture.emoji.name: index for index, picture in enumerate(pictures)}
     chosen = jnp.asarray([named[name] for name in PICTURED])
-    logits = jnp.exp(clip.model.logit_scale[...]) * images[chosen] @ clip.encode_text(LABELS).T
+    logit_scale = clip.model.logit_scale
+    assert logit_scale is not None
+    logits = jnp.exp(logit_scale[...]) * images[chosen] @ clip.encode_text(LABELS).T
     print(f"\nwhich of {', '.join(LABELS)}?")
     for name, probabilities in zip(PICTURED, jax.nn.softmax(logits, axis=1), strict=True):
         best = int(probabilities.argmax())
