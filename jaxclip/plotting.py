@@ -279,7 +279,7 @@ def confusion_matrix(
 
     cell = round(min(64, max(22, 1300 / n)))
     size = 8.5 if cell >= 36 else 7.5 if cell >= 26 else 6.5
-    names = [_shortened(_drawable(labels[i]), size, 330, at="end") for i in drawn]
+    names = [_shortened(_drawable(labels[int(i)]), size, 330, at="end") for i in drawn]
     longest = math.ceil(max(_width(name, size) for name in names))
     left = _MARGIN + 34 + longest + 12
     width = max(left + n * cell + 84, math.ceil(_width(note, 8)) + 2 * _MARGIN, 640 if title else 0)
@@ -392,7 +392,10 @@ def error_growth(
         for agrees, color, label in ((True, "#2e7d32", "agree"), (False, "#c62828", "apart")):
             own = [place for place in places if points[place][3] is agrees and not math.isnan(found[place])]
             if own:
-                axes.plot(own, [found[place] for place in own], ".", color=color, markersize=5, label=label)
+                # Not cut in two at the bottom.
+                axes.plot(
+                    own, [found[place] for place in own], ".", color=color, markersize=5, label=label, clip_on=False
+                )
         first = next((place for place in places if points[place][3] is False), None)
         if first is not None:
             axes.axvline(first, color="#c62828", linewidth=0.8, linestyle="--")
@@ -409,7 +412,7 @@ def error_growth(
         for label in axes.get_yticklabels():
             label.set_fontproperties(_font(7.5))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(prop=_font(7.5), frameon=False, loc="upper right", ncols=3)
+        axes.legend(prop=_font(7.5), frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, ncols=3)
     return figure
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclip.plotting import contact_sheet, similarity_heat_map, training_curves, write_figure
+from jaxclip.plotting import (
+    classified_photos,
+    confusion_matrix,
+    contact_sheet,
+    similarity_heat_map,
+    training_curves,
+    write_figure,
+)
 
 RED, GREEN, BLUE = (220, 20, 30), (20, 200, 40), (10, 30, 210)
 
@@ -281,3 +288,61 @@ def test_a_figure_is_written_as_a_whole(tmp_path):
     with pytest.raises(ValueError, match="Format 'doc' is not supported"):
         write_figure(tmp_path / "a.doc", figure)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg"]
+
+
+def test_classified_photos_hold_the_photos_and_their_classes():
+    classes = [[("a cat", 0.75), ("x" * 300, 0.2)], [("$dog$", 1.0), ("日", 0.0)]]
+    figure = classified_photos([photo(RED), photo(GREEN, 40, 60)], classes, names=["a.jpg", "b.jpg"], title="photos")
+    picture = drawn(figure)
+    red, green = (area(picture, color) for color in (RED, GREEN))
+    assert [field[2:] for field in (red, green)] == [(270, 180), (180, 270)]
+    assert red[0] < green[0]
+    assert red[1] + red[3] == green[1] + green[3]
+    texts = texts_of(figure)
+    assert texts[:4] == ["photos", "a.jpg", "a cat", "0.75"]
+    assert texts[4].endswith("…")
+    assert texts[5:] == ["0.20", "b.jpg", "$dog$", "1.00", "□", "0.00"]
+    # A bar is as long as its probability.
+    bars = (picture == (0xB9, 0xD8, 0xF0)).all(axis=-1).any(axis=0)
+    assert bars[24 : 24 + 270].sum() == pytest.approx(0.75 * 270, abs=1)
+    assert bars[324 : 324 + 270].sum() == 270
+    assert whole(picture)
+    assert whole(drawn(classified_photos([photo(RED)], [[]])))
+
+
+def test_more_classified_photos_than_can_be_drawn():
+    figure = classified_photos([photo(RED)] * 101, [[("cat", 1.0)]] * 101)
+    assert texts_of(figure)[-1] == "Drawn: the first 100 of 101."
+    with pytest.raises(ValueError, match="at least one image, and classes and a name for each: got 1 images, 2 rows"):
+        classified_photos([photo(RED)], [[], []])
+
+
+def test_confusion_matrix_is_darker_the_larger_the_part():
+    confusion = np.array([[8, 2, 0], [0, 0, 0], [0, 0, 30]])
+    figure = confusion_matrix(confusion, ["a cat", "$dog$", "x" * 300], title="set")
+    axes = figure.axes[1]
+    np.testing.assert_allclose(axes.images[0].get_array(), np.sqrt([[0.8, 0.2, 0], [0, 0, 0], [0, 0, 1]]), atol=1e-12)
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["a cat", "$dog$"]
+    assert [text.get_text() for text in axes.texts] == ["8", "2", "30"]
+    assert [text for text in texts_of(figure) if text in ("0.80", "1.00", "0.00")] == ["0.80", "1.00"]
+    picture = drawn(figure)
+    assert whole(picture)
+    assert (picture == (8, 48, 107)).all(axis=-1).sum() > 0.8 * 64 * 64  # The darkest blue, less the number.
+    assert whole(drawn(confusion_matrix(np.array([[1]]), ["only"])))
+
+
+def test_of_many_classes_the_most_mistaken_are_drawn():
+    n = 300
+    confusion = np.diag(np.full(n, 1000))
+    confusion[0, 299] = confusion[299, 0] = 7
+    confusion[100:158, 200] = 3
+    confusion[250] = 0
+    labels = [f"class {i}" for i in range(n)]
+    figure = confusion_matrix(confusion, labels)
+    names = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert names == ["class 0", *(f"class {i}" for i in range(100, 157)), "class 200", "class 299"]
+    assert "Drawn: of 299 classes the 60 with the most mistakes." in texts_of(figure)
+    assert whole(drawn(figure))
+    for wrong, names in ((np.zeros((2, 2), int), ["a", "b"]), (np.eye(3, dtype=int), ["a", "b"])):
+        with pytest.raises(ValueError, match="a row and a column for each label, and count at least one image"):
+            confusion_matrix(wrong, names)
