@@ -1,17 +1,25 @@
 """A checkpoint as a comparison needs it: the oracle of its tensors, and what its strings and images become."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
 
+from jaxclip.bundled import MODELS
 from jaxclip.checkpoints import CheckpointError, locate, open_tensors, weight_files
 from jaxclip.checkpoints.files import read_json
 from jaxclip.clip import Clip, load
 from jaxclip.compare.inputs import TEXTS, Inputs, example_images, example_pixels, example_token_ids
 from jaxclip.config import CLIPConfig
 from jaxclip.reference import Oracle
+
+
+def is_here(source: str) -> bool:
+    """Whether a checkpoint is on this machine for sure: a folder, or in the package. A capture may have come from
+    another machine, and with it the name of its checkpoint."""
+    return source in MODELS or os.path.isdir(source)
 
 
 class _Stored(Mapping[str, np.ndarray]):
@@ -47,39 +55,48 @@ class Checkpoint:
     def clip(self) -> Clip:
         return load(self.source)
 
-    def examples(self) -> tuple[Inputs, list[str]]:
-        """Strings and images to compare on, or random token ids and pixels where the checkpoint hasn't got what it
-        takes to make these of them; and notes that say so."""
-        inputs, notes = Inputs(), []
-        if self.config.text:
-            try:
-                self.clip.tokenizer  # noqa: B018
-                inputs = dataclasses.replace(inputs, texts=TEXTS)
-            except CheckpointError as error:
-                inputs = dataclasses.replace(inputs, token_ids=example_token_ids(self.config))
-                notes.append(f"On random token ids: {_first_sentence(error)}")
-        if self.config.vision:
-            try:
-                self.clip.image_processor  # noqa: B018
-                inputs = dataclasses.replace(inputs, images=example_images())
-            except CheckpointError as error:
-                inputs = dataclasses.replace(inputs, pixels=example_pixels(self.config))
-                notes.append(f"On random pixels: {_first_sentence(error)}")
-        return inputs, notes
+    def trace(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """What the oracle makes of the inputs. Raises ValueError where they aren't this checkpoint's."""
+        try:
+            return self.oracle(*inputs.arrays())
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"the inputs are not for {self.source}: {error}") from error
 
-    def process(self, inputs: Inputs) -> Inputs:
-        """With the token ids and pixels that jaxclip makes of strings and images, where there are any; and without
-        what a lone tower has no use for."""
-        made = inputs
+    def examples(self) -> Inputs:
+        """Strings and images to compare on, and random token ids and pixels for a checkpoint that hasn't got what it
+        takes to make these of them."""
+        ids = example_token_ids(self.config) if self.config.text else None
+        pixels = example_pixels(self.config) if self.config.vision else None
+        return Inputs(texts=TEXTS, images=example_images(), token_ids=ids, pixels=pixels)
+
+    def process(self, inputs: Inputs) -> tuple[Inputs, list[str]]:
+        """With the token ids and pixels that jaxclip makes of the strings and images, and notes.
+
+        A checkpoint without a tokenizer or an image processor gets the token ids and pixels that are there, and a note
+        says so. What a lone tower has no use for is left out. Raises CheckpointError where nothing can go in.
+        """
+        made, notes = inputs, []
         if not self.config.text:
             made = dataclasses.replace(made, texts=None, token_ids=None, attention_mask=None, position_ids=None)
         if not self.config.vision:
             made = dataclasses.replace(made, images=None, pixels=None)
         if made.texts is not None:
-            made = dataclasses.replace(made, token_ids=self.clip.tokenizer(list(made.texts)))
+            try:
+                made = dataclasses.replace(made, token_ids=self.clip.tokenizer(list(made.texts)))
+            except CheckpointError as error:
+                if made.token_ids is None:
+                    raise
+                made = dataclasses.replace(made, texts=None)
+                notes.append(f"Texts are compared from their token ids on: {_first_sentence(error)}")
         if made.images is not None:
-            made = dataclasses.replace(made, pixels=self.clip.image_processor(list(made.images)))
-        return made
+            try:
+                made = dataclasses.replace(made, pixels=self.clip.image_processor(list(made.images)))
+            except CheckpointError as error:
+                if made.pixels is None:
+                    raise
+                made = dataclasses.replace(made, images=None)
+                notes.append(f"Images are compared from their pixels on: {_first_sentence(error)}")
+        return made, notes
 
 
 def _first_sentence(error: Exception) -> str:

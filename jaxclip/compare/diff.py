@@ -1,14 +1,13 @@
 """Two captures beside each other: the table, the verdict, and the diagnosis."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxclip.compare.capture import Capture
-from jaxclip.compare.checkpoint import Checkpoint
+from jaxclip.compare.checkpoint import Checkpoint, is_here
 from jaxclip.compare.diagnosis import Departure, Diagnosis, Side, diagnose, examine
 from jaxclip.compare.inputs import Inputs
 from jaxclip.compare.layout import canonical, common, split_fused
@@ -98,7 +97,7 @@ def diff(a: Capture, b: Capture, *, model: str | Checkpoint | None = None, notes
     """
     checkpoint = _checkpoint(a, b, model)
     given = _completed(a.inputs, b.inputs), _completed(b.inputs, a.inputs)
-    exact = _exact(checkpoint, *given)
+    exact = _exact(checkpoint, given)
     read = [_in_layout(side, like) for side, like in zip((a, b), exact or (a, a), strict=True)]
     sides = [
         Side({name: value for name, (value, _) in tensors.items() if is_tensor(name)}, own, precision_of(side))
@@ -125,8 +124,7 @@ def diff(a: Capture, b: Capture, *, model: str | Checkpoint | None = None, notes
 def _checkpoint(a: Capture, b: Capture, model: str | Checkpoint | None) -> Checkpoint | None:
     if isinstance(model, Checkpoint):
         return model
-    # A file may have come from another machine, and with it the folder's name.
-    here = [model] if model else [side.source for side in (a, b) if side.source and os.path.isdir(side.source)]
+    here = [model] if model else [side.source for side in (a, b) if side.source and is_here(side.source)]
     return Checkpoint(here[0]) if here else None
 
 
@@ -138,17 +136,16 @@ def _completed(own: Inputs, other: Inputs) -> Inputs:
     return own if own.pixels is not None else dataclasses.replace(own, pixels=other.pixels)
 
 
-def _exact(checkpoint: Checkpoint | None, *given: Inputs) -> tuple[Mapping[str, np.ndarray], ...] | None:
+def _exact(checkpoint: Checkpoint | None, given: tuple[Inputs, Inputs]) -> tuple[Mapping[str, np.ndarray], ...] | None:
     """What the oracle makes of each side's inputs."""
     if checkpoint is None:
         return None
-    arrays = [(own.token_ids, own.pixels, own.attention_mask, own.position_ids) for own in given]
-    try:
-        first = checkpoint.oracle(*arrays[0])
-        same = all(x is y or np.array_equal(x, y) for x, y in zip(*arrays, strict=True))  # pyright: ignore[reportArgumentType]
-        return first, first if same else checkpoint.oracle(*arrays[1])
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"the inputs are not for {checkpoint.source}: {error}") from error
+    first, second = given
+    same = all(
+        one is other or np.array_equal(one, other) for one, other in zip(first.arrays(), second.arrays(), strict=True)
+    )
+    exact = checkpoint.trace(first)
+    return exact, exact if same else checkpoint.trace(second)
 
 
 def _in_layout(side: Capture, like: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, str]]:
@@ -183,7 +180,7 @@ def _row(
     notes = [f"{label}: {each[1]}" for label, each in zip("AB", found, strict=True) if each and each[1]]
     if found[0] is None or found[1] is None:
         return Row(name, (shapes[0], shapes[1]), note="; ".join(notes))
-    both = common(found[0][0], found[1][0])
+    both = common(found[0][0], found[1][0], texts=name.startswith("text") or name in INPUTS)
     if both is None:
         return Row(name, (shapes[0], shapes[1]), note="; ".join([*notes, "shapes differ"]))
     a, b = (each.astype(np.float64) for each in both[:2])
@@ -228,7 +225,7 @@ def _of_inputs(checkpoint: Checkpoint, a: Capture, b: Capture, apart: set[str]) 
     if "input_ids" in apart:
         right = both[0].token_ids
         if texts is not None:
-            right = checkpoint.process(Inputs(texts=texts)).token_ids
+            right = checkpoint.clip.tokenizer(list(texts))
         for label, own in zip("AB", both, strict=True):
             if right is not None and own.token_ids is not None and not np.array_equal(own.token_ids, right):
                 found.append(diagnose_token_ids(own.token_ids, right, oracle.pooled_position(right), label))

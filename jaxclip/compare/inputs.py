@@ -30,6 +30,10 @@ class Inputs:
     position_ids: Int[np.ndarray, "_ tokens"] | None = None
     pixels: Float[np.ndarray, "images height width channels"] | None = None
 
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """As the oracle takes them."""
+        return self.token_ids, self.pixels, self.attention_mask, self.position_ids
+
     def tensors(self) -> dict[str, np.ndarray]:
         """As a capture holds them."""
         kept: dict[str, Any] = {

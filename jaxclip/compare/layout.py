@@ -75,8 +75,9 @@ def split_fused(tensors: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray
     return found
 
 
-def common(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """What can be compared of two tensors of different shapes, and what was done to it, or None."""
+def common(a: np.ndarray, b: np.ndarray, *, texts: bool) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """What can be compared of two tensors of different shapes, and what was done to it, or None. `texts` may be padded
+    to different lengths: what comes later, a token doesn't see."""
     if a.shape == b.shape:
         return a, b, ""
     for one, other, swapped in ((a, b, False), (b, a, True)):
@@ -85,7 +86,7 @@ def common(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, str] |
             return (other, mean, "averaged over heads") if swapped else (mean, other, "averaged over heads")
     differ = [axis for axis in range(a.ndim) if a.ndim == b.ndim and a.shape[axis] != b.shape[axis]]
     lengths = {(a.shape[axis], b.shape[axis]) for axis in differ}
-    if len(lengths) == 1 and 0 not in differ and (differ == [1] or differ == [2, 3]):
+    if texts and len(lengths) == 1 and (differ == [2, 3] or (differ == [1] and a.ndim < 4)):
         (of_a, of_b), least = next(iter(lengths)), min(min(lengths))
         cut = tuple(slice(least) if axis in differ else slice(None) for axis in range(a.ndim))
         return a[cut], b[cut], f"{of_a} against {of_b} tokens, of which the first {least} were compared"

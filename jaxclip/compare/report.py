@@ -86,16 +86,16 @@ def explained(diff: Diff) -> list[str]:
 
 
 def _of_diagnosis(diagnosis: Diagnosis) -> str:
-    where = f"{diagnosis.side} departs from the specification at {diagnosis.name}"
-    distances = f"{_number(diagnosis.without)} from it, where rounding explains {_number(diagnosis.rounding)}"
-    if not math.isfinite(diagnosis.without):
-        distances = "which has another shape or isn't finite"
+    told = f"{diagnosis.side} departs from the specification at {diagnosis.name}"
+    rounding = f"rounding explains {_number(diagnosis.rounding)}"
+    without = "of another shape, or not finite"
+    if math.isfinite(diagnosis.without):
+        without = f"{_number(diagnosis.without)} from it; {rounding}"
     if not diagnosis.causes:
-        return f"{where} ({distances}): none of the known mistakes reproduces it."
+        return f"{told} ({without}): none of the known mistakes reproduces it."
     tie = "one of these, which this data can't tell apart: " if len(diagnosis.causes) > 1 else ""
-    what = tie + "; ".join(diagnosis.causes)
-    told = f"{where}: {what}. With that the oracle is {_number(diagnosis.residual)} from {diagnosis.side}"
-    told += f", and without it {distances}." if math.isfinite(diagnosis.without) else f"; without it, {distances}."
+    told += f": {tie}{'; '.join(diagnosis.causes)}. With that the oracle reproduces {diagnosis.side} to "
+    told += f"{_number(diagnosis.residual)}; without, it is {without}."
     others = [name for name in diagnosis.explains if name != diagnosis.name]
     return told + (f" It explains {_places(others)} as well." if others else "")
 
@@ -111,7 +111,7 @@ def _places(names: Sequence[str]) -> str:
         else:
             rest.append(name)
     told = [f"{_numbers(numbers)} of the {tower} tower" for tower, numbers in blocks.items()]
-    return " and ".join([*told, *([_several(rest)] if rest else [])])
+    return ", ".join([*told, *([_several(rest)] if rest else [])])
 
 
 def _numbers(numbers: Iterable[int]) -> str:

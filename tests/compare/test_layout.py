@@ -105,8 +105,11 @@ def test_a_square_matrix_is_turned_only_when_that_is_right():
 
 
 def test_no_common_shape_and_no_common_name():
-    assert common(np.zeros((2, 3)), np.zeros((2, 4, 3))) is None
-    assert common(np.zeros((2, 3)), np.zeros((4, 3))) is None
+    assert common(np.zeros((2, 3)), np.zeros((2, 4, 3)), texts=True) is None
+    assert common(np.zeros((2, 3)), np.zeros((4, 3)), texts=True) is None
+    # Other heads are no other length, and images have no padding.
+    assert common(np.zeros((2, 3, 5, 5)), np.zeros((2, 4, 5, 5)), texts=True) is None
+    assert common(np.zeros((2, 3, 5)), np.zeros((2, 4, 5)), texts=False) is None
     with pytest.raises(ValueError, match="no tensor in common"):
         diff(Capture({"text_embeds": np.zeros(3)}), Capture({"image_embeds": np.zeros(3)}))
 
