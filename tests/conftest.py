@@ -1,5 +1,10 @@
+import signal
+
 import jaxtyping
 import pytest
+
+# A job in the background of a script ignores Ctrl-C, which tests press; so would the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test. (jaxclip.config
 # has no arrays, and its own checks of bad values are under test.)
