@@ -10,7 +10,8 @@
 `jaxclip.nn` holds the model, `jaxclip.config` what a checkpoint states, `jaxclip.checkpoints` and `jaxclip.processing`
 the files, strings and images; `jaxclip.similarity` and `jaxclip.losses` compare vectors, and `jaxclip.reference` says
 in float64 NumPy, without JAX, what they compute. `jaxclip.search`, `jaxclip.embed_folder`, `jaxclip.Index` and
-`jaxclip.similarity_matrix` are what the command line does; `jaxclip.plotting` draws it.
+`jaxclip.similarity_matrix`, `jaxclip.classify` and `jaxclip.evaluate_zero_shot` are what the command line does;
+`jaxclip.plotting` draws it.
 """
 
 import importlib
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from jaxclip.processing import ImageError
     from jaxclip.similarity import cosine_similarity
     from jaxclip.streaming import EncodedBatch, Failure
+    from jaxclip.tasks.classification_metrics import ClassificationMetrics
+    from jaxclip.tasks.evaluation import ClassificationEvaluation, evaluate_linear_probe, evaluate_zero_shot
     from jaxclip.tasks.hits import Hit
     from jaxclip.tasks.index import EmbedResult, Index, IndexChangedError, embed_folder
     from jaxclip.tasks.search import SearchResult, search
     from jaxclip.tasks.similarity_matrix import SimilarityMatrix, similarity_matrix
     from jaxclip.tasks.writer import IndexInUseError
+    from jaxclip.tasks.zero_shot import Classification, classify, zero_shot_classifier
 
 __version__ = "0.1.0"
 
@@ -38,6 +42,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "CLIPConfig": "config",
     "CheckpointError": "checkpoints.errors",
+    "Classification": "tasks.zero_shot",
+    "ClassificationEvaluation": "tasks.evaluation",
+    "ClassificationMetrics": "tasks.classification_metrics",
     "Clip": "clip",
     "EmbedResult": "tasks.index",
     "EncodedBatch": "streaming",
@@ -52,10 +59,13 @@ _EXPORTS = {
     "TextConfig": "config",
     "VisionConfig": "config",
     "checkpoints": "checkpoints",
+    "classify": "tasks.zero_shot",
     "config": "config",
     "cosine_similarity": "similarity",
     "embed_folder": "tasks.index",
     "enable_compilation_cache": "compilation_cache",
+    "evaluate_linear_probe": "tasks.evaluation",
+    "evaluate_zero_shot": "tasks.evaluation",
     "load": "clip",
     "losses": "losses",
     "nn": "nn",
@@ -65,11 +75,15 @@ _EXPORTS = {
     "search": "tasks.search",
     "similarity": "similarity",
     "similarity_matrix": "tasks.similarity_matrix",
+    "zero_shot_classifier": "tasks.zero_shot",
 }
 
 __all__ = [
     "CLIPConfig",
     "CheckpointError",
+    "Classification",
+    "ClassificationEvaluation",
+    "ClassificationMetrics",
     "Clip",
     "EmbedResult",
     "EncodedBatch",
@@ -84,10 +98,13 @@ __all__ = [
     "TextConfig",
     "VisionConfig",
     "checkpoints",
+    "classify",
     "config",
     "cosine_similarity",
     "embed_folder",
     "enable_compilation_cache",
+    "evaluate_linear_probe",
+    "evaluate_zero_shot",
     "load",
     "losses",
     "nn",
@@ -97,6 +114,7 @@ __all__ = [
     "search",
     "similarity",
     "similarity_matrix",
+    "zero_shot_classifier",
 ]
 
 

@@ -27,12 +27,14 @@ from jaxclip.checkpoints.load import model_parameters
 from jaxclip.checkpoints.names import parameter_names
 from jaxclip.cli import main
 from jaxclip.config import CLIPConfig
+from jaxclip.tasks.zero_shot import TEMPLATES
 
 pytestmark = pytest.mark.parity
 
 # Each at most four times the worst error measured (on x86, two cores), which stands beside it.
 LIVE_TOLERANCE = 4e-5  # 1.1e-5 of a tensor's RMS: ViT-B/32's first hidden state, where float64 says that torch is off.
 UNIT_TOLERANCE = 8e-7  # 2.2e-7, on unit vectors and their cosines.
+PROBABILITY_TOLERANCE = 3.5e-7  # 8.9e-8, of probabilities of classes at a scale of 14.
 GRADIENT_TOLERANCE = 2.5e-5  # 7.1e-6 of a gradient's norm: a query bias, a sum over tokens that nearly cancel.
 
 STRINGS = [
@@ -231,6 +233,51 @@ def test_search_ranks_as_a_loop_over_transformers(transformers, b32, b32_referen
     assert status == 0
     assert [Path(path).name for *_, path in printed] == ranking[:5]
     assert [float(score) for _, score, _ in printed] == pytest.approx([scores[name] for name in ranking[:5]], abs=6e-5)
+
+
+LABELS = ["tabby cat", "cup of coffee", "astronaut", "rocket", "page of text", "horse"]
+
+
+def test_the_zero_shot_classifier_is_open_clips(transformers, b32, b32_folder):
+    import torch
+    from benchmark import SHAPES, open_clip_model
+
+    open_clip = pytest.importorskip("open_clip")
+    model = open_clip_model(b32_folder, SHAPES["ViT-B/32"])
+    tokenizer = open_clip.get_tokenizer(SHAPES["ViT-B/32"].open_clip)
+    theirs = open_clip.build_zero_shot_classifier(model, tokenizer, LABELS, TEMPLATES)
+    np.testing.assert_allclose(jaxclip.zero_shot_classifier(b32, LABELS), theirs.T.numpy(), rtol=0, atol=UNIT_TOLERANCE)
+    photos = opened_photos()
+    with torch.no_grad():
+        images = model.encode_image(channels_first(b32.image_processor(photos)), normalize=True)
+        expected = (model.logit_scale.exp() * images @ theirs).softmax(dim=-1)
+    result = jaxclip.classify(b32, photos, LABELS)
+    np.testing.assert_allclose(result.scores, (images @ theirs).numpy(), rtol=0, atol=UNIT_TOLERANCE)
+    np.testing.assert_allclose(result.probabilities, expected.numpy(), rtol=0, atol=PROBABILITY_TOLERANCE)
+    del model
+    gc.collect()
+
+
+def test_classify_is_a_loop_over_transformers(transformers, b32, b32_reference, b32_folder):
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(b32_folder)
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(b32_folder)
+    classes = []
+    for names in (["tabby cat", "kitten"], ["cup of coffee"], ["rocket"]):
+        prompts = [template.format(name) for name in names for template in TEMPLATES]
+        features = [
+            b32_reference.get_text_features(**tokenizer([prompt], return_tensors="pt")).pooler_output
+            for prompt in prompts
+        ]
+        classes.append(unit(np.mean([unit(feature)[0] for feature in features], axis=0)))
+    photos = opened_photos()
+    result = jaxclip.classify(b32, photos, [["tabby cat", "kitten"], "cup of coffee", "rocket"])
+    scale = float(b32_reference.logit_scale.exp())
+    for photo, scores, probabilities in zip(photos, result.scores, result.probabilities, strict=True):
+        pixels = processor(photo, return_tensors="pt")["pixel_values"]
+        cosines = np.array(classes) @ unit(b32_reference.get_image_features(pixels).pooler_output)[0]
+        np.testing.assert_allclose(scores, cosines, rtol=0, atol=UNIT_TOLERANCE)
+        powers = np.exp(scale * (cosines - cosines.max()))
+        np.testing.assert_allclose(probabilities, powers / powers.sum(), rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
 def assert_same_weights(transformers, saved, original):

@@ -4,7 +4,6 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def printable(text: str) -> str:
@@ -28,7 +27,7 @@ def notes(error: BaseException) -> list[str]:
     return [note for note in getattr(error, "__notes__", ()) if not note.startswith("-----")]
 
 
-def print_skipped(options: argparse.Namespace, skipped: Sequence[tuple[Path, str]]) -> None:
+def print_skipped(options: argparse.Namespace, skipped: Sequence[tuple[object, str]]) -> None:
     """Names what was skipped, once the work is done, and keeps the exit status that follows from it in the options."""
     options.status = 1 if skipped else 0
     for _, reason in skipped:
