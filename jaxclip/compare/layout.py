@@ -47,7 +47,7 @@ def _readings(value: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[str, 
         elif value.size == np.prod(shape) and value.ndim != len(shape):
             yield f"as {'×'.join(map(str, value.shape))}", moved.reshape(shape)
     if value.ndim == len(shape) + 1 and value.shape[:1] + value.shape[2:] == shape:
-        yield f"of all {value.shape[1]} tokens, of which the first was compared", value[:, 0]
+        yield f"the first of {value.shape[1]} tokens", value[:, 0]
 
 
 def split_fused(tensors: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, str]]:
@@ -87,9 +87,9 @@ def common(a: np.ndarray, b: np.ndarray, *, texts: bool) -> tuple[np.ndarray, np
     differ = [axis for axis in range(a.ndim) if a.ndim == b.ndim and a.shape[axis] != b.shape[axis]]
     lengths = {(a.shape[axis], b.shape[axis]) for axis in differ}
     if texts and len(lengths) == 1 and (differ == [2, 3] or (differ == [1] and a.ndim < 4)):
-        (of_a, of_b), least = next(iter(lengths)), min(min(lengths))
+        least = min(min(lengths))
         cut = tuple(slice(least) if axis in differ else slice(None) for axis in range(a.ndim))
-        return a[cut], b[cut], f"{of_a} against {of_b} tokens, of which the first {least} were compared"
+        return a[cut], b[cut], f"the first {least} tokens"
     return None
 
 
