@@ -17,7 +17,7 @@ from jaxclip.compare.rounding import AGREEMENT, UNITS, coarser, growth, precisio
 
 # Units of the last place that rounding may drive a tensor from what it should be, where no oracle says how far: of
 # twelve to two dozen layers float32 makes 5 to 35, and half precision up to 6.
-_UNJUDGED = {"float32": 32.0, "tensorfloat32": 8.0, "float16": 8.0, "bfloat16 products": 8.0, "bfloat16": 8.0}
+_UNJUDGED, _UNJUDGED_HALF = 32.0, 8.0
 # Of gradients the oracle says nothing; transformers' and ours are up to 120 units of float32 apart.
 _GRADIENT = 60.0
 
@@ -213,7 +213,8 @@ def _rounding(name: str, rounding: Mapping[str, float], precision: str) -> float
     if name in INPUTS:
         # Normalising pixels takes two or three operations; nothing rounds token ids.
         return 2 * UNITS[precision] if name == "pixel_values" else 0.0
-    return UNITS[precision] * (_GRADIENT if _is_gradient(name) else _UNJUDGED[precision])
+    units = _UNJUDGED if precision == "float32" else _UNJUDGED_HALF
+    return UNITS[precision] * (_GRADIENT if _is_gradient(name) else units)
 
 
 def _of_inputs(checkpoint: Checkpoint, a: Capture, b: Capture, apart: set[str]) -> list[Diagnosis]:

@@ -23,24 +23,26 @@ STEP_AGREEMENT = {
     "float64": 4.0,
     "float32": 4.0,
     "tensorfloat32": 2.5,
+    "tensorfloat32, cut off": 2.5,
     "float16": 2.5,
     "bfloat16 products": 2.5,
     "bfloat16": 2.5,
 }
 # What counts as stored in half precision: where at least this share of the tensors has no bit beyond it.
 _SHARE = 0.3
-# Unit roundoffs: half a unit in the last place.
+# The most that one rounding changes a number, relatively.
 UNITS = {
     "float64": 2.0**-53,
     "float32": 2.0**-24,
     "tensorfloat32": 2.0**-11,
     "float16": 2.0**-11,
+    "tensorfloat32, cut off": 2.0**-10,
     "bfloat16 products": 2.0**-8,
     "bfloat16": 2.0**-8,
 }
 """Of all precisions, the finest first."""
 
-PRODUCTS = ("tensorfloat32", "bfloat16 products")
+PRODUCTS = ("tensorfloat32", "tensorfloat32, cut off", "bfloat16 products")
 """Those that leave no trace in the arrays."""
 
 

@@ -30,6 +30,12 @@ def tensorfloat32(x: np.ndarray) -> np.ndarray:
     return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(x.dtype)
 
 
+def cut_to_tensorfloat32(x: np.ndarray) -> np.ndarray:
+    """The same digits with no rounding: what becomes of float32 that a kernel hands to the tensor cores as it is."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(x.dtype)
+
+
 @dataclass(frozen=True)
 class Precision:
     """How numbers are held and multiplied.
@@ -49,6 +55,7 @@ PRECISIONS = {
     "float32": Precision(np.float32),
     # Arrays are float32 and products aren't: JAX's default on Ampere and later GPUs, and on TPUs.
     "tensorfloat32": Precision(np.float32, operand=tensorfloat32),
+    "tensorfloat32, cut off": Precision(np.float32, operand=cut_to_tensorfloat32),
     "bfloat16 products": Precision(np.float32, operand=_through(ml_dtypes.bfloat16)),
     "bfloat16": Precision(np.float32, _through(ml_dtypes.bfloat16), _through(ml_dtypes.bfloat16)),
     "float16": Precision(np.float32, _through(np.float16), _through(np.float16)),

@@ -140,6 +140,8 @@ def test_roundings_by_hand():
     wanted = [1, 1 + 2**-7, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-10, 1, 1 + 2**-9]
     np.testing.assert_array_equal(rounded["tensorfloat32"][:-1], wanted)
     np.testing.assert_array_equal(rounded["float16"][:-1], wanted)
+    cut = [1, 1 + 2**-7, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-10, 1, 1 + 2**-10]
+    np.testing.assert_array_equal(rounded["tensorfloat32, cut off"][:-1], cut)
     np.testing.assert_array_equal(rounded["bfloat16"][:-1], [1, 1 + 2**-7, 1, 1 + 2**-6, 1, 1, 1])
     assert rounded["float16"][-1] == -np.inf
     np.testing.assert_allclose(rounded["tensorfloat32"][-1], x[-1], rtol=2**-11)
