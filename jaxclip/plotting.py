@@ -58,22 +58,30 @@ def require_matplotlib() -> None:
 
 
 def similarity_heat_map(
-    values: Float[np.ndarray, "texts images"], texts: Sequence[str], images: Sequence[Picture]
+    values: Float[np.ndarray, "texts images"],
+    texts: Sequence[str],
+    images: Sequence[Picture],
+    *,
+    names: Sequence[str] | None = None,
 ) -> "Figure":
     """The heat map of the CLIP article, labelled: texts down, images across, and the number in every cell that has
     room for it.
 
-    `images` are paths (whose names are written below), Pillow images or uint8 arrays; photos are turned as their EXIF
-    orientation says. Of more than 200 texts and 60 images the first are drawn, and a note says so. Raises ValueError
-    when `values` is empty or has not a row for each text and a column for each image.
+    `images` are paths, Pillow images or uint8 arrays; photos are turned as their EXIF orientation says. Below stand
+    their `names`, by default the files'. Of more than 200 texts and 60 images the first are drawn, and a note says so.
+    Raises ValueError when `values` is empty or has not a row for each text and a column for each image, or when there
+    are not as many names.
     """
     require_matplotlib()
     values = np.asarray(values, np.float64)
+    names = [_name(image) for image in images] if names is None else names
     if values.shape != (len(texts), len(images)) or not values.size:
         raise ValueError(
             f"values must have a row for each text and a column for each image, at least one of both: got "
             f"{values.shape} for {len(texts)} texts and {len(images)} images"
         )
+    if len(names) != len(images):
+        raise ValueError(f"names must have one for each image, got {len(names)} for {len(images)} images")
     notes = [
         f"the first {most:,} of {n:,} {what}"
         for n, most, what in ((len(texts), MOST_TEXTS, "texts"), (len(images), MOST_IMAGES, "images"))
@@ -87,7 +95,7 @@ def similarity_heat_map(
     label_size = 8.5 if down >= 30 else 7.5
     lines = 3 if down >= 75 else 2 if down >= 50 else 1
     labels = [_wrapped(_drawable(text), label_size, 520, lines) for text in texts]
-    names = [_shortened(_drawable(_name(image)), 7.5, 260) for image in images]
+    names = [_shortened(_drawable(name), 7.5, 260) for name in names[:MOST_IMAGES]]
     left = _MARGIN + 14 + math.ceil(max(_width(line, label_size) for label in labels for line in label.split("\n")))
     below = 14 + math.ceil(max(_width(name, 7.5) for name in names))
     above = _MARGIN + across

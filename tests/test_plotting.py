@@ -157,6 +157,15 @@ def test_heat_map(texts, images, tmp_path):
         assert cell(picture, figure, high) == (253, 231, 36)  # to its last.
 
 
+def test_a_heat_map_with_other_names_than_the_files():
+    images = [photo(RED)] * 61
+    figure = similarity_heat_map(np.eye(61)[:2], ["a", "b"], images, names=[f"emoji {i}" for i in range(61)])
+    labels = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert labels == [f"emoji {i}" for i in range(60)]
+    with pytest.raises(ValueError, match="got 1 for 2 images"):
+        similarity_heat_map(np.eye(2), ["a", "b"], images[:2], names=["one"])
+
+
 def cell(picture, figure, place) -> tuple[int, ...]:
     """The color of a cell, near its left upper corner, where no number is."""
     axes = figure.axes[1]

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(pictures):,} emoji of Twemoji in {time.perf_counter() - start:.1f} s")
     phrases = options.phrases or list(PHRASES)
     found = _search(clip, phrases, pictures, images)
-    _classify(clip, pictures, images)
+    _classify(clip, pictures)
     _draw(options.output, clip, phrases, found)
     for phrase in _typed():
         _search(clip, [phrase], pictures, images)
@@ -82,19 +82,15 @@ def _search(
     return found
 
 
-def _classify(clip: "Clip", pictures: "Sequence[EmojiPicture]", images: Any) -> None:
-    import jax
-    import jax.numpy as jnp
+def _classify(clip: "Clip", pictures: "Sequence[EmojiPicture]") -> None:
+    from jaxclip.tasks.zero_shot import classify
 
-    named = {picture.emoji.name: index for index, picture in enumerate(pictures)}
-    chosen = jnp.asarray([named[name] for name in PICTURED])
-    logit_scale = clip.model.logit_scale
-    assert logit_scale is not None
-    logits = jnp.exp(logit_scale[...]) * images[chosen] @ clip.encode_text(LABELS).T
+    named = {picture.emoji.name: picture for picture in pictures}
+    # The words alone: the default templates say "a photo of", and the model knows emoji only.
+    found = classify(clip, [named[name].path for name in PICTURED], LABELS, templates=["{}"])
     print(f"\nwhich of {', '.join(LABELS)}?")
-    for name, probabilities in zip(PICTURED, jax.nn.softmax(logits, axis=1), strict=True):
-        best = int(probabilities.argmax())
-        print(f"  {pictures[named[name]].emoji.text}  {name}: {LABELS[best]} ({float(probabilities[best]):.0%})")
+    for name, [(label, probability)] in zip(PICTURED, found.top(), strict=True):
+        print(f"  {named[name].emoji.text}  {name}: {label} ({probability:.0%})")
 
 
 def _draw(folder: Path, clip: "Clip", phrases: Sequence[str], found: "list[list[tuple[EmojiPicture, float]]]") -> None:
@@ -107,9 +103,10 @@ def _draw(folder: Path, clip: "Clip", phrases: Sequence[str], found: "list[list[
         names = [picture.emoji.name for picture, _ in hits]
         path = folder / f"{re.sub(r'[^0-9a-z]+', '-', phrase.lower()).strip('-') or 'phrase'}.png"
         write_figure(path, contact_sheet(paths, scores, names=names, title=phrase))
-    firsts = [hits[0][0].path for hits in found]
-    values = np.asarray(clip.encode_text(phrases) @ clip.encode_image(firsts).T)
-    write_figure(folder / "similarity.png", similarity_heat_map(values, phrases, firsts))
+    firsts = [hits[0][0] for hits in found]
+    paths, names = [picture.path for picture in firsts], [picture.emoji.name for picture in firsts]
+    values = np.asarray(clip.encode_text(phrases) @ clip.encode_image(paths).T)
+    write_figure(folder / "similarity.png", similarity_heat_map(values, phrases, paths, names=names))
     print(f"\npictures of the hits, and similarity.png: {printable(str(folder))}{'/' if folder.name else ''}")
 
 

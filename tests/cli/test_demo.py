@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxclip
+from jaxclip import plotting
 from jaxclip.cli import main
 from jaxclip.tasks import emoji
 
@@ -31,6 +33,32 @@ def test_finds_classifies_and_draws(few, capsys, tmp_path):
     ]
     with Image.open(tmp_path / "out" / "pizza.png") as sheet:
         assert np.asarray(sheet).std() > 10
+
+
+def test_the_classes_are_those_that_classify_finds(few, capsys, tmp_path):
+    from jaxclip.cli.demo import LABELS, PICTURED
+
+    paths = {picture.emoji.name: picture.path for picture in few}
+    found = jaxclip.classify(jaxclip.load("emoji"), [paths[name] for name in PICTURED], LABELS, templates=["{}"])
+    assert main(["demo", "pizza", "-o", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.split("instrument?\n")[1].splitlines()
+    for name, line, [(label, probability)] in zip(PICTURED, lines[: len(PICTURED)], found.top(), strict=True):
+        assert line.endswith(f"  {name}: {label} ({probability:.0%})")
+
+
+def test_the_heat_map_names_the_emoji(few, capsys, monkeypatch, tmp_path):
+    drawn = []
+    heat_map = plotting.similarity_heat_map
+
+    def keep(*arguments, **options):
+        drawn.append(heat_map(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(plotting, "similarity_heat_map", keep)
+    assert main(["demo", "tiger face", "pizza", "-o", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    firsts = [lines[lines.index(phrase) + 1].split("  ")[-1] for phrase in ("tiger face", "pizza")]
+    assert [label.get_text() for label in drawn[0].axes[1].get_xticklabels()] == firsts
 
 
 def test_asks_on_a_terminal(few, capsys, monkeypatch, tmp_path):
