@@ -3,7 +3,7 @@
 import io
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -63,24 +63,26 @@ class Capture(Mapping[str, np.ndarray]):
         if ids is not None and (ids.ndim != 2 or ids.dtype.kind not in "iu"):
             raise ValueError(f"input_ids must be integers of shape (texts, tokens), got {ids.dtype} {ids.shape}")
         return Inputs(
-            texts=self._numbered("texts.", lambda text: bytes(text).decode()),
-            images=self._numbered("images.", lambda image: image),
+            texts=self._numbered("texts.", _text),
+            images=self._numbered("images.", _image),
             token_ids=ids,
             attention_mask=self.get("attention_mask"),
             position_ids=self.get("position_ids"),
             pixels=None if pixels is None else pixels.astype(np.float32).transpose(0, 2, 3, 1),
         )
 
-    def _numbered(self, prefix: str, read: Any) -> tuple[Any, ...] | None:
-        count = sum(name.startswith(prefix) for name in self)
-        return tuple(read(self[f"{prefix}{index}"]) for index in range(count)) if count else None
+    def _numbered(self, prefix: str, read: Callable[[str, np.ndarray], Any]) -> tuple[Any, ...] | None:
+        names = [f"{prefix}{index}" for index in range(sum(name.startswith(prefix) for name in self))]
+        if missing := [name for name in names if name not in self]:
+            raise ValueError(f"{missing[0]} is missing: {prefix}0, {prefix}1, ... are numbered without a gap")
+        return tuple(read(name, self[name]) for name in names) or None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it to a file of safetensors, or of NumPy's (`.npz`), in which bfloat16 becomes float32. Raises
         ValueError for another suffix."""
         path = Path(path)
         if path.suffix == ".safetensors":
-            tensors = {name: np.ascontiguousarray(tensor) for name, tensor in self.items()}
+            tensors = {name: np.asarray(tensor, order="C") for name, tensor in self.items()}
             content = safetensors_bytes(tensors, {"source": self.source} if self.source else None)
         elif path.suffix == ".npz":
             tensors: Any = {n: t.astype(np.float32) if t.dtype.kind == "V" else t for n, t in self.items()}
@@ -92,19 +94,37 @@ class Capture(Mapping[str, np.ndarray]):
         write_atomically(path, content)
 
 
+def _text(name: str, value: np.ndarray) -> str:
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be a text in UTF-8: {error}") from error
+
+
+def _image(name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
+        raise ValueError(f"{name} must be uint8 of shape (height, width, 3), got {value.dtype} {value.shape}")
+    return value
+
+
 def load_capture(path: str | os.PathLike[str]) -> Capture:
-    """Reads a file of named tensors, ours or anyone's. Raises ValueError for one that is no such file, and
-    FileNotFoundError."""
-    path = Path(path)
+    """Reads a file of named tensors, ours or anyone's. Raises ValueError for one that is no such file or holds what is
+    no real number, and FileNotFoundError."""
+    path, source = Path(path), None
     try:
         if path.suffix == ".npz":
             with open(path, "rb") as file, np.load(file) as arrays:
-                return Capture({name: arrays[name] for name in arrays})
-        with safe_open(path, framework="numpy") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
-            return Capture(tensors, source=(opened.metadata() or {}).get("source"))
+                tensors = {name: arrays[name] for name in arrays}
+        else:
+            with safe_open(path, framework="numpy") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
+                source = (opened.metadata() or {}).get("source")
     except (SafetensorError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path}: is no whole file of tensors ({error}); write it again") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind not in "biufV":  # V is what NumPy has for bfloat16.
+            raise ValueError(f"{path}: {name} holds no real numbers, but {tensor.dtype}")
+    return Capture(tensors, source=source)
 
 
 def capture(

@@ -96,6 +96,9 @@ class Checkpoint:
                     raise
                 made = dataclasses.replace(made, images=None)
                 notes.append(f"Images are compared from their pixels on: {_first_sentence(error)}")
+        if made.token_ids is None and made.pixels is None:
+            tower, other = ("text", "images") if self.config.text else ("vision", "texts")
+            raise CheckpointError(f"{self.source} has a {tower} tower alone, and there are only {other} to go in")
         return made, notes
 
 

@@ -29,12 +29,16 @@ def open_sides(
         if source not in checkpoints and (source in (model, *models) or is_here(source)):
             checkpoints[source] = Checkpoint(source)
     judge = next((checkpoints[source] for source in known if source in checkpoints), None)
-    given = judge.examples() if judge is not None else Inputs()
     if files:
         path, read = next(iter(files.items()))
         given = read.inputs
         if models and given == Inputs():
-            raise ValueError(f"{path} holds nothing that went in: write input_ids and pixel_values to it as well")
+            few = ", ".join([*read][:3])
+            raise ValueError(
+                f"{path} holds nothing that went in: write input_ids and pixel_values to it as well (it has {few}, ...)"
+            )
+    else:
+        given = _examples([checkpoints[name] for name in models])
     sides, notes = [], {}
     for kind, name in specs:
         if kind == "file":
@@ -44,6 +48,27 @@ def open_sides(
         sides.append(run(kind, checkpoints[name], made, dtype=dtype))
         notes |= dict.fromkeys(told)
     return sides[0], sides[1], judge, list(notes)
+
+
+def _examples(models: list[Checkpoint]) -> Inputs:
+    """Texts and images, and the arrays that go into a model that can't make its own of them: another's, if one can."""
+    towers = [{name for name in ("text", "vision") if getattr(each.config, name)} for each in models]
+    if not set.intersection(*towers):
+        described = " and ".join(
+            f"{each.source} has a {name} tower alone" for each, own in zip(models, towers, strict=True) for name in own
+        )
+        raise ValueError(f"there is nothing to compare: {described}")
+    given = Inputs()
+    for model in models:
+        own = model.examples()
+        made = model.process(own)[0]
+        given = Inputs(
+            texts=own.texts,
+            images=own.images,
+            token_ids=made.token_ids if given.token_ids is None or made.texts else given.token_ids,
+            pixels=made.pixels if given.pixels is None or made.images else given.pixels,
+        )
+    return given
 
 
 def run(kind: str, checkpoint: Checkpoint, inputs: Inputs, *, dtype: str = "float32") -> Capture:
@@ -71,7 +96,11 @@ def run(kind: str, checkpoint: Checkpoint, inputs: Inputs, *, dtype: str = "floa
 def _parse(spec: str) -> tuple[str, str]:
     kind, colon, name = spec.partition(":")
     if colon and kind in KINDS:
+        if not name:
+            raise ValueError(f"{spec} names no model: write {spec}MODEL, a Hub id or folder")
         return kind, name
-    if Path(spec).suffix in SUFFIXES:
+    if Path(spec).suffix in SUFFIXES and not Path(spec).is_dir():
         return "file", spec
+    if Path(spec).is_file():
+        raise ValueError(f"{spec}: tensors are read from a file that ends with {' or '.join(SUFFIXES)}")
     return "jaxclip", spec

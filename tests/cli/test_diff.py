@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -108,6 +109,20 @@ def test_without_tokenizer_and_image_processor_arrays_go_in_and_a_note_says_so(c
     assert notes[0].endswith("added_tokens.json.")
 
 
+@pytest.mark.parametrize("order", [("whole", "bare"), ("bare", "whole")])
+def test_a_model_without_tokenizer_and_image_processor_gets_what_the_other_makes(model, tmp_path, capsys, order):
+    """As a conversion that was saved without them."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FOLDER / "whole" / name, bare)
+    sides = {"whole": f"oracle:{model}", "bare": f"oracle:{bare}"}
+    assert main(["diff", *(sides[name] for name in order), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["identical"] is True
+    assert found["tensors"][0]["shape_a"] == found["tensors"][0]["shape_b"] == [4, 12]
+
+
 @pytest.mark.parametrize("case", ["text", "vision_projection"])
 def test_lone_towers(case, capsys):
     folder = FOLDER / case
@@ -153,14 +168,25 @@ def test_a_checkpoint_that_was_converted_wrongly_is_found_by_the_original(tmp_pa
         (["{mine}", "{mine}", "-o", "report.txt"], "name a file that ends with"),
         (["{mine}", "{broken}", "-o", "{broken}.html"], "there is no folder"),
         (["{mine}", f"oracle:{FOLDER / 'openai'}"], "the inputs are not for"),
+        (["oracle:", "{mine}"], "oracle: names no model"),
+        (["{mine}", "{model}/config.json"], "are read from a file that ends with .safetensors or .npz"),
+        ([f"{FOLDER / 'text'}", f"oracle:{FOLDER / 'vision'}"], "has a vision tower alone"),
+        (["{texts}", f"oracle:{FOLDER / 'vision'}"], "has a vision tower alone, and there are only texts to go in"),
+        (["{texts}", "{images}"], "no tensor in common"),
+        (["{folder}", "{mine}"], "has no config.json"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_and_status_2(mine, model, tmp_path, capsys, arguments, message):
     Capture({"stranger": np.zeros(3)}).save(tmp_path / "empty.npz")
     (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 40)
+    (tmp_path / "folder.npz").mkdir()
+    for name, starts in {"texts": ("text", "input_ids"), "images": ("image", "vis", "pixel")}.items():
+        read = load_capture(mine)
+        Capture({n: v for n, v in read.items() if n.startswith(starts)}).save(tmp_path / f"{name}.npz")
     names = {
         "mine": mine, "model": model, "empty": tmp_path / "empty.npz", "damaged": tmp_path / "damaged.safetensors",
-        "broken": tmp_path / "no" / "folder",
+        "broken": tmp_path / "no" / "folder", "folder": tmp_path / "folder.npz",
+        "texts": tmp_path / "texts.npz", "images": tmp_path / "images.npz",
     }  # fmt: skip
     assert main(["diff", *(argument.format(**names) for argument in arguments)]) == 2
     printed = capsys.readouterr()

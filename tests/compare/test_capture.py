@@ -128,6 +128,7 @@ def test_files(captured, suffix, tmp_path):
     assert list(read) == [*captured, "zebra"]
     for name, value in saved.items():
         np.testing.assert_array_equal(read[name].astype(np.float64), value.astype(np.float64))
+        assert read[name].shape == value.shape  # The loss has none.
         assert read[name].dtype == value.dtype or (suffix == ".npz" and name == "text_embeds")
     assert read.source == (captured.source if suffix == ".safetensors" else None)
     with pytest.raises(ValueError, match=r"ends with \.safetensors or \.npz"):
@@ -141,6 +142,29 @@ def test_files_that_are_none(name, tmp_path):
     (tmp_path / name).write_bytes(b"PK\x03\x04 not a whole file")
     with pytest.raises(ValueError, match=rf"{name}: is no whole file of tensors"):
         load_capture(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [np.array(["a"]), np.zeros(3, complex)])
+def test_what_is_no_number_is_refused(captured, value, tmp_path):
+    np.savez(tmp_path / "a.npz", **{**captured, "text_embeds": value})
+    with pytest.raises(ValueError, match=r"a\.npz: text_embeds holds no real numbers, but"):
+        load_capture(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"texts.9": np.zeros(1, np.uint8)}, "texts.4 is missing"),
+        ({"texts.0": np.array([255], np.uint8)}, "texts.0 must be a text in UTF-8"),
+        ({"images.0": np.zeros((3, 4, 5), np.uint8)}, r"images.0 must be uint8 of shape .*, got uint8 \(3, 4, 5\)"),
+        ({"images.0": np.zeros((4, 5, 3))}, "images.0 must be uint8"),
+        ({"input_ids": np.zeros((4, 5))}, "input_ids must be integers"),
+        ({"pixel_values": np.zeros((3, 4, 4))}, "pixel_values must be"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused(captured, changed, message):
+    with pytest.raises(ValueError, match=message):
+        _ = Capture({**captured, **changed}).inputs
 
 
 @pytest.mark.parametrize("case", ["openai", "first_eos", "metaclip_2"])
