@@ -88,11 +88,11 @@ COLORS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (10, 30, 210)}
 
 @pytest.fixture
 def labelled(tmp_path):
-    """Three classes of five photos, each photo of one color with a little noise, and a bad one."""
+    """Three classes of seven photos, each photo of one color with a little noise, and a bad one."""
     root = tmp_path / "labelled"
     for name, color in COLORS.items():
         (root / name).mkdir(parents=True)
-        for seed in range(5):
+        for seed in range(7):
             noise = np.random.default_rng(seed).integers(-10, 10, (24, 32, 3))
             Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8)).save(root / name / f"{seed}.png")
     (root / "blue" / "bad.png").write_bytes(b"no photo")
@@ -127,7 +127,7 @@ def test_evaluates_a_folder(labelled, model, tmp_path, capsys):
     names = {"red": ["a red field", "rubies"], "green": "grass", "blue": "the sea", "none": "a cat"}
     expected = jaxclip.evaluate_zero_shot(jaxclip.load(model), labelled, names).metrics
     lines = printed.out.splitlines()
-    assert lines[0] == "labelled: 15 images, 4 classes, 1 skipped"
+    assert lines[0] == "labelled: 21 images, 4 classes, 1 skipped"
     assert lines[1] == f"top-1           {expected.top_1:.4f}"
     assert lines[2] == f"mean per class  {expected.mean_per_class:.4f}"
     assert lines[3].startswith("images/s        ")
@@ -142,7 +142,7 @@ def test_evaluates_a_folder(labelled, model, tmp_path, capsys):
     assert main([*command, "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["data"] == "labelled"
-    assert (document["images"], document["classes"]) == (15, 4)
+    assert (document["images"], document["classes"]) == (21, 4)
     assert document["top_1"] == pytest.approx(expected.top_1)
     assert document["top_5"] is None
     assert document["mean_per_class"] == pytest.approx(expected.mean_per_class)
@@ -176,7 +176,7 @@ def test_linear_probe(labelled, model, tmp_path, capsys):
     arguments = ["classify", "--evaluate", str(labelled), "--linear-probe", "--model", model]
     assert main(arguments) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "labelled: 15 images, 3 classes, 1 skipped"
+    assert lines[0] == "labelled: 21 images, 3 classes, 1 skipped"
     assert lines[1] == "top-1           1.0000"
     assert len(lines[4].split(",")) == 5
     assert lines[4].startswith("L2              ")

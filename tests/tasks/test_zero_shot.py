@@ -215,9 +215,10 @@ def test_what_is_no_class_raises(clip, pictures, labels, options, error, message
         jaxclip.classify(clip, pictures, labels, **options)
 
 
-def test_any_number_of_classes(clip):
+def test_any_number_of_classes(clip, monkeypatch):
     """More than one window of prompts, and each class in its place."""
-    names = [f"thing {i}" for i in range(1100)]
+    monkeypatch.setattr("jaxclip.streaming._WINDOW", 1)
+    names = [f"thing {i}" for i in range(150)]
     found = np.asarray(jaxclip.zero_shot_classifier(clip, names, ["{}"]))
-    some = [0, 1, 555, 1023, 1024, 1099]
+    some = [0, 1, 63, 64, 127, 128, 149]
     np.testing.assert_allclose(found[some], clip.encode_text([names[i] for i in some]), atol=1e-6)
