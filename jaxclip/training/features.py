@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 from filelock import FileLock
@@ -19,8 +20,8 @@ from jaxclip.training.captions import Source
 
 VECTORS, PROGRESS = "features.npy", "progress.json"
 
-# Rows between two notes of how far it is: what a kill loses at most.
-_ROWS = 1024
+# Seconds between two notes of how far it is: what a kill loses, and the batch at work.
+_SECONDS = 15.0
 
 
 def cache_image_features(
@@ -33,8 +34,8 @@ def cache_image_features(
 
     They are made anew when the image tower's parameters, its dtype, the image processor or the images (their names,
     sizes and times of modification) are others: each combination has a sub-folder of its own. Whatever ends the work,
-    the next call goes on from where it was, at most 1024 images before. Another process that makes the same is waited
-    for.
+    the next call goes on from where it was, at most some 15 seconds of work before. Another process that makes the same
+    is waited for.
     """
     key = _key(clip, source)
     folder = Path(folder) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -80,7 +81,7 @@ def _compute(clip: Clip, source: Source, folder: Path, batch_size: int | None) -
             except (OSError, ValueError):
                 yield b""  # No image either, so that it is found among the errors, in its place.
 
-    noted, start = done, done
+    noted, start = monotonic(), done
     batches = clip.stream_images(images(), batch_size=batch_size, exif_rotation=True)
     with tqdm(desc="features", unit="photo", total=len(source), initial=done, disable=None) as bar:
         for batch in batches:
@@ -88,7 +89,7 @@ def _compute(clip: Clip, source: Source, folder: Path, batch_size: int | None) -
             rows[[start + failure.index for failure in batch.errors]] = np.nan
             done += len(batch) + len(batch.errors)
             bar.update(len(batch) + len(batch.errors))
-            if done - noted >= _ROWS or done == len(source):
+            if monotonic() - noted >= _SECONDS or done == len(source):
                 rows.flush()
                 write_atomically(folder / PROGRESS, json.dumps({"done": done}).encode())
-                noted = done
+                noted = monotonic()

@@ -1,5 +1,6 @@
 """A locked tower's features: made once, in the samples' order, whatever interrupts."""
 
+import itertools
 import json
 import os
 
@@ -96,7 +97,10 @@ def test_captions_and_the_text_tower_make_no_difference(clip, source, tmp_path, 
 def test_goes_on_after_a_kill(clip, source, tmp_path, encoded, monkeypatch):
     whole = np.array(cache_image_features(clip, source, tmp_path / "whole", batch_size=2))
     encoded.clear()
-    monkeypatch.setattr(features_module, "_ROWS", 4)
+    # Eight seconds from look to look at the clock, one for each batch of two: every other one is noted.
+    ticks = itertools.count(step=8)
+    monkeypatch.setattr(features_module, "_SECONDS", 15.0)
+    monkeypatch.setattr(features_module, "monotonic", lambda: float(next(ticks)))
     written = []
 
     def write(path, content, original=features_module.write_atomically):
