@@ -21,7 +21,8 @@ def photo_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for name, photo in zip(("cat", "coffee"), photos(), strict=True):
-        for path in (f"{name}.jpg", f"photos/{name}.jpg"):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        for path in (f"{name}.jpg", f"photos/{name}.jpg", f"labelled/{name}/{name}.jpg"):
             Image.fromarray(photo).save(path)
     return tmp_path / "photos"
 
@@ -36,6 +37,9 @@ def test_python_examples(photo_folder):
     names = {}
     exec(source, names)
     assert names["texts"].shape == names["photos"].shape == (2, 20)
+    assert names["found"].images == [Path("cat.jpg"), Path("coffee.jpg")]
+    assert names["found"].labels == ["cat", "cup of coffee"]
+    assert names["embeddings"].shape == (2, 20)
     assert isinstance(names["gradient"], jaxclip.nn.CLIP)
     locked = names["locked_gradient"]
     assert not any(leaf.any() for leaf in jax.tree.leaves(locked.vision))

@@ -18,11 +18,14 @@ def test_commands(folder, captions, model, monkeypatch, capsys):
     shutil.copy(folder / "chelsea.png", "query.jpg")
     commands = re.findall(r"^jaxclip (.*)$", README, re.MULTILINE)
     assert [command.split()[0] for command in commands] == [
-        *("embed", "search", "search", "search", "similarity", "inspect", "diff", "train")
+        *("embed", "search", "search", "search", "similarity", "inspect", "diff", "train", "classify", "classify")
     ]
     shutil.copytree(folder, "captioned")
     for photo in Path("captioned").glob("*.png"):
         photo.with_suffix(".txt").write_text(photo.stem)
+    for photo in folder.glob("*.png"):
+        (Path("labelled") / photo.stem).mkdir(parents=True)
+        shutil.copy(photo, Path("labelled") / photo.stem)
     printed = []
     for command in commands:
         words = [word.replace("MODEL", model) for word in shlex.split(command, comments=True)]
@@ -39,3 +42,7 @@ def test_commands(folder, captions, model, monkeypatch, capsys):
     assert "text" in printed[5]
     assert "Equal within the rounding of float32" in printed[6]
     assert Path("run/model/model.safetensors").exists()
+    assert len(printed[8].splitlines()) == 2
+    assert printed[9].startswith("labelled: 2 images, 2 classes\n")
+    for picture in ("classified.png", "confusion.png"):
+        assert Path(picture).read_bytes().startswith(b"\x89PNG")
