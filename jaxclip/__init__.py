@@ -10,8 +10,8 @@
 `jaxclip.nn` holds the model, `jaxclip.config` what a checkpoint states, `jaxclip.checkpoints` and `jaxclip.processing`
 the files, strings and images; `jaxclip.similarity` and `jaxclip.losses` compare vectors, and `jaxclip.reference` says
 in float64 NumPy, without JAX, what they compute. `jaxclip.search`, `jaxclip.embed_folder`, `jaxclip.Index` and
-`jaxclip.similarity_matrix`, `jaxclip.classify` and `jaxclip.evaluate_zero_shot` are what the command line does;
-`jaxclip.plotting` draws it.
+`jaxclip.similarity_matrix`, `jaxclip.classify`, `jaxclip.evaluate_zero_shot` and `jaxclip.detect` are what the command
+line does; `jaxclip.plotting` draws it.
 """
 
 import importlib
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxclip.similarity import cosine_similarity
     from jaxclip.streaming import EncodedBatch, Failure
     from jaxclip.tasks.classification_metrics import ClassificationMetrics
+    from jaxclip.tasks.detection import Detection, detect
     from jaxclip.tasks.evaluation import ClassificationEvaluation, evaluate_linear_probe, evaluate_zero_shot
     from jaxclip.tasks.hits import Hit
     from jaxclip.tasks.index import EmbedResult, Index, IndexChangedError, embed_folder
@@ -46,6 +47,7 @@ _EXPORTS = {
     "ClassificationEvaluation": "tasks.evaluation",
     "ClassificationMetrics": "tasks.classification_metrics",
     "Clip": "clip",
+    "Detection": "tasks.detection",
     "EmbedResult": "tasks.index",
     "EncodedBatch": "streaming",
     "Failure": "streaming",
@@ -62,6 +64,7 @@ _EXPORTS = {
     "classify": "tasks.zero_shot",
     "config": "config",
     "cosine_similarity": "similarity",
+    "detect": "tasks.detection",
     "embed_folder": "tasks.index",
     "enable_compilation_cache": "compilation_cache",
     "evaluate_linear_probe": "tasks.evaluation",
@@ -85,6 +88,7 @@ __all__ = [
     "ClassificationEvaluation",
     "ClassificationMetrics",
     "Clip",
+    "Detection",
     "EmbedResult",
     "EncodedBatch",
     "Failure",
@@ -101,6 +105,7 @@ __all__ = [
     "classify",
     "config",
     "cosine_similarity",
+    "detect",
     "embed_folder",
     "enable_compilation_cache",
     "evaluate_linear_probe",

@@ -101,7 +101,11 @@ def names(cache: Path) -> tuple[Emoji, ...]:
 
 
 def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text).replace("_", " ").replace("“", "").replace("”", "").lower().strip()
+    return unicodedata.normalize("NFC", text).translate(_TYPED).lower().strip()
+
+
+# As people type them.
+_TYPED = str.maketrans({"_": " ", "“": "", "”": "", "’": "'"})
 
 
 def _number(*parts: str) -> int:

@@ -34,7 +34,16 @@ from jaxclip.bundled import Emoji
 from jaxclip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxclip.losses import clip_loss, nt_xent
 from jaxclip.processing import ImageProcessor, Tokenizer
-from jaxclip.training import Objective, OptimizerConfig, TrainState, compile_step, fit, make_optimizer, retrieval
+from jaxclip.training import (
+    Objective,
+    OptimizerConfig,
+    TrainState,
+    compile_step,
+    fit,
+    make_optimizer,
+    read_log,
+    retrieval,
+)
 
 TEMPLATES = ("{}", "a {}", "the {} emoji", "an emoji of a {}", "a drawing of a {}", "a picture of a {}")
 LENGTH = 24  # Tokens of a caption.
@@ -305,9 +314,21 @@ def table(figures: dict[str, dict[str, float]], data: EmojiData) -> str:
     return "\n".join(lines)
 
 
+def curve(records: list[dict]) -> str:
+    """What the evaluations of a run's log say: a row each."""
+    columns = ("twemoji name@1", "twemoji keyword@10", "noto name@1", "noto name@10", "openmoji name@1")
+    lines = [f"| step | hours | {' | '.join(columns)} |", "|--:" * (2 + len(columns)) + "|"]
+    for record in records:
+        if found := record.get("evaluation"):
+            values = " | ".join(f"{found[name]:.3f}" for name in columns)
+            lines.append(f"| {record['step']:,} | {record['seconds'] / 3600:.1f} | {values} |")
+    return "\n".join(lines)
+
+
 def card(figures: dict[str, dict[str, float]], data: EmojiData, options: argparse.Namespace) -> str:
     return CARD.format(
         table=table(figures, data),
+        curve=curve(read_log(options.output / "log.jsonl")),
         emoji=f"{len(data.emoji):,}",
         held_out=f"{sum(len(one.held_out) for one in data.emoji):,}",
         pictures=f"{sum(int(data.drawn[style].sum()) for style in TRAINED):,}",
@@ -348,7 +369,10 @@ have been with others, which are then left out of the ranking as just as right; 
 ## Training
 
 `scripts/train_emoji.py`, seed {seed}: {steps:,} steps of {batch_size} emoji in two drawings each, {shown} pictures
-shown of {pictures} there are, from random weights. The parameters are their moving average.
+shown of {pictures} there are, from random weights. The parameters are their moving average. On the way, and the
+hours that it took:
+
+{curve}
 
 ## Data and licences
 
@@ -377,7 +401,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="the run's folder: checkpoints, log, curves")
     parser.add_argument("--cache", type=Path, help="the folder for what is fetched (default: OUTPUT/cache)")
-    parser.add_argument("--steps", type=int, default=2500, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=4000, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=128, help="emoji a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=6e-4, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

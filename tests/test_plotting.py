@@ -12,6 +12,7 @@ from jaxclip.plotting import (
     classified_photos,
     confusion_matrix,
     contact_sheet,
+    detected,
     similarity_heat_map,
     training_curves,
     write_figure,
@@ -355,3 +356,32 @@ def test_of_many_classes_the_most_mistaken_are_drawn():
     for wrong, names in ((np.zeros((2, 2), int), ["a", "b"]), (np.eye(3, dtype=int), ["a", "b"])):
         with pytest.raises(ValueError, match="a row and a column for each label, and count at least one image"):
             confusion_matrix(wrong, names)
+
+
+def test_what_was_detected_stands_beside_its_heat_maps():
+    relevance = np.zeros((2, 4, 6), np.float32)
+    relevance[1, :, 3:] = 1
+    boxes = {"a cat": [], "a dog, which has a name longer than there is room for in a legend": [(30, 0, 60, 40, 0.9)]}
+    picture = drawn(detected(photo((100, 100, 100)), relevance, boxes, size=(60, 40)))
+    grey = (picture == 100).all(axis=-1)
+    top, left = np.argwhere(grey).min(axis=0)
+    # The photo, 560 across; then the maps: grey and dark where nothing is relevant, light where all is.
+    assert (left, grey[top + 180].sum()) == (24, pytest.approx(555, abs=8))
+    panel = 560 + 28
+    cat, dog = (picture[top + 60, left + number * panel :][:560].astype(int) for number in (1, 2))
+    assert cat[30:530].max() < 60
+    assert dog[30:200].max() < 60
+    assert dog[350:530].sum(axis=1).min() > 450
+
+
+def test_detected_of_many_prompts_and_of_odd_ones():
+    names = [f"prompt ${number}_{{" for number in range(14)]
+    figure = detected(photo(RED), np.ones((14, 1, 1)), {name: [] for name in names}, size=(60, 40))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "Heat maps: the first 11 of 14 prompts." in texts
+    assert sum(text.endswith("not found") for text in texts) == 14
+    drawn(figure)
+    with pytest.raises(ValueError, match="got 1 maps of 2 prompts"):
+        detected(photo(RED), np.ones((1, 2, 2)), {"a": [], "b": []}, size=(60, 40))
+    with pytest.raises(ValueError, match="at least one: got 0 maps"):
+        detected(photo(RED), np.ones((0, 2, 2)), {}, size=(60, 40))

@@ -40,6 +40,8 @@ def test_python_examples(photo_folder):
     assert names["found"].images == [Path("cat.jpg"), Path("coffee.jpg")]
     assert names["found"].labels == ["cat", "cup of coffee"]
     assert names["embeddings"].shape == (2, 20)
+    assert names["result"].relevance.shape == (2, *photos()[0].shape[:2])
+    assert set(names["windows"].boxes) == {"a fluffy cat"}
     assert isinstance(names["gradient"], jaxclip.nn.CLIP)
     locked = names["locked_gradient"]
     assert not any(leaf.any() for leaf in jax.tree.leaves(locked.vision))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jaxclip import __version__
 from jaxclip.checkpoints.errors import CheckpointError
-from jaxclip.cli import classify, demo, diff, embed, inspect, search, similarity, train
+from jaxclip.cli import classify, demo, detect, diff, embed, inspect, search, similarity, train
 from jaxclip.cli.options import CommandParser, Parser
 from jaxclip.cli.printing import complain, notes
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="jaxclip", description="CLIP in JAX: photos and texts, searched, indexed and compared.")
     parser.add_argument("--version", action="version", version=f"jaxclip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
-    for command in (demo, embed, search, similarity, classify, diff, inspect, train):
+    for command in (demo, embed, search, similarity, classify, detect, diff, inspect, train):
         command.add_to(commands)
     try:
         options = parser.parse_args(arguments)

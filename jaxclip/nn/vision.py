@@ -91,13 +91,7 @@ class VisionTransformer(nnx.Module):
         (as the reference's `interpolate_pos_encoding=True`)."""
         self._check(pixels, interpolate_positions)
         with products_at(self.precision):
-            patches = self.patch_embedding(pixels)
-            batch, rows, columns, width = patches.shape
-            class_token = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (batch, 1, width))
-            tokens = jnp.concatenate([class_token, patches.reshape(batch, rows * columns, width)], axis=1)
-            x = tap("embeddings", tokens + self._positions(rows, columns))
-            x = tap("pre_norm", self.pre_norm(x))
-            hidden_states = run_blocks(self.blocks, x, tap=tap, remat=remat)
+            hidden_states = run_blocks(self.blocks, self._embed(pixels, tap), tap=tap, remat=remat)
             if tap is no_tap:
                 class_token = last_state_at(0, self.blocks, hidden_states, remat=remat)
             else:
@@ -105,6 +99,24 @@ class VisionTransformer(nnx.Module):
             pooled = tap("pooled", self.post_norm(class_token))
             features = None if self.projection is None else tap("projection", self.projection(pooled))
         return VisionOutput(features, pooled, hidden_states[-1], hidden_states)
+
+    def patch_features(
+        self, pixels: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch rows columns projection"]:
+        """What each patch shows, in the joint space, not normalised; the positions are fitted to images of any size.
+
+        The last block's values of each patch, through its output layer and then as the class token goes: with no
+        attention, no residual stream and no MLP (MaskCLIP, arXiv 2112.01071, section 3.1). A patch token of the last
+        hidden state itself holds little of its own patch: its map of similarities is nearly the inverse. Raises
+        ValueError for images smaller than a patch, and without a projection.
+        """
+        self._check(pixels, interpolate=True)
+        rows, columns = (edge // self.config.patch_size for edge in pixels.shape[1:3])
+        *before, last = self.blocks
+        with products_at(self.precision):
+            x = run_blocks(before, self._embed(pixels))[-1][:, 1:]
+            patches = last.attention.out(last.attention.value(last.norm1(x)))
+        return self.project(patches.reshape(len(pixels), rows, columns, -1))
 
     def project(self, tokens: Float[Array, "*batch width"]) -> Float[Array, "*batch projection"]:
         """Takes tokens of the last hidden state (patches, say) the way the class token goes: through the post-LayerNorm
@@ -131,6 +143,17 @@ class VisionTransformer(nnx.Module):
                 f"pixels are {height} × {width}, but this model was trained at {size} × {size}: resize them (the image "
                 "processor does) or pass interpolate_positions=True"
             )
+
+    def _embed(
+        self, pixels: Float[Array, "batch height width channels"], tap: Tap = no_tap
+    ) -> Float[Array, "batch tokens embedding"]:
+        """What enters the first block."""
+        patches = self.patch_embedding(pixels)
+        batch, rows, columns, width = patches.shape
+        class_token = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (batch, 1, width))
+        tokens = jnp.concatenate([class_token, patches.reshape(batch, rows * columns, width)], axis=1)
+        x = tap("embeddings", tokens + self._positions(rows, columns))
+        return tap("pre_norm", self.pre_norm(x))
 
     def _positions(self, rows: int, columns: int) -> Float[Array, "tokens width"]:
         positions = self.position_embedding[...].astype(self.dtype)

@@ -34,9 +34,18 @@ def read_labels(file: str | os.PathLike) -> dict[str, list[str]]:
 
 def read_templates(file: str | os.PathLike) -> list[str]:
     """One a line, with {} where the name of a class goes, in UTF-8. Raises ValueError for a file without any."""
-    if not (templates := [line.strip() for line in captions_in(file)]):
-        raise ValueError(f"{os.fspath(file)}: there is no template in it")
-    return templates
+    return _lines(file, "template")
+
+
+def read_prompts(file: str | os.PathLike) -> list[str]:
+    """One a line, in UTF-8. Raises ValueError for a file without any."""
+    return _lines(file, "prompt")
+
+
+def _lines(file: str | os.PathLike, what: str) -> list[str]:
+    if not (lines := [line.strip() for line in captions_in(file)]):
+        raise ValueError(f"{os.fspath(file)}: there is no {what} in it")
+    return lines
 
 
 def read_embeddings(file: str | os.PathLike) -> Float32[np.ndarray, "classes projection"]:

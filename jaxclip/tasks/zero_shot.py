@@ -112,7 +112,7 @@ def classify(
     `zero_shot_classifier` and for embeddings of another width, zero or not finite; and ValueError for a checkpoint
     that has no `logit_scale` when none is given, as a lone image tower's.
     """
-    scale = math.exp(_logit_scale(clip, logit_scale))
+    scale = scale_of(clip, logit_scale)
     classes = classes_of(clip, labels, templates)
     found, rows, skipped = [], [], []
     for names, vectors in stream_named(clip, named_images(images, skipped), skipped, batch_size=batch_size):
@@ -189,19 +189,20 @@ def _unit_rows(rows: Float[np.ndarray, "classes width"]) -> Float32[np.ndarray, 
     return (rows / lengths).astype(np.float32)
 
 
-def _logit_scale(clip: Clip, given: float | None) -> float:
+def scale_of(clip: Clip, given: int | float | None) -> float:
+    """What cosines are multiplied by: the exponential of a logarithm that is given, or else of the model's own."""
     if given is not None:
         if not math.isfinite(given) or given > _LARGEST_LOGIT_SCALE:
             raise ValueError(
                 f"logit_scale is the logarithm of the scale: for a scale of 100 pass 4.6052, got {given:g}"
             )
-        return given
+        return math.exp(given)
     if clip.model.logit_scale is None:
         raise ValueError(
             "this model has no logit_scale, as it has one tower: pass logit_scale=, the logarithm (of OpenAI's models "
             "it is ln 100 = 4.6052)"
         )
-    return float(clip.model.logit_scale[...])
+    return math.exp(float(clip.model.logit_scale[...]))
 
 
 def _softmax(logits: Float[np.ndarray, "images classes"]) -> Float32[np.ndarray, "images classes"]:

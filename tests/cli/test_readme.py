@@ -18,7 +18,19 @@ def test_commands(folder, captions, model, monkeypatch, capsys):
     shutil.copy(folder / "chelsea.png", "query.jpg")
     commands = re.findall(r"^jaxclip (.*)$", README, re.MULTILINE)
     assert [command.split()[0] for command in commands] == [
-        *("embed", "search", "search", "search", "similarity", "inspect", "diff", "train", "classify", "classify")
+        *(
+            "embed",
+            "search",
+            "search",
+            "search",
+            "similarity",
+            "detect",
+            "inspect",
+            "diff",
+            "train",
+            "classify",
+            "classify",
+        )
     ]
     shutil.copytree(folder, "captioned")
     for photo in Path("captioned").glob("*.png"):
@@ -39,10 +51,10 @@ def test_commands(folder, captions, model, monkeypatch, capsys):
     assert printed[4] == "matrix.png and matrix.csv: 3 texts, 2 images\n"
     assert Path("hits.png").read_bytes().startswith(b"\x89PNG")
     assert Path("matrix.png").read_bytes().startswith(b"\x89PNG")
-    assert "text" in printed[5]
-    assert "Equal within the rounding of float32" in printed[6]
+    assert "text" in printed[6]
+    assert "Equal within the rounding of float32" in printed[7]
     assert Path("run/model/model.safetensors").exists()
-    assert len(printed[8].splitlines()) == 2
-    assert printed[9].startswith("labelled: 2 images, 2 classes\n")
-    for picture in ("classified.png", "confusion.png"):
+    assert len(printed[9].splitlines()) == 2
+    assert printed[10].startswith("labelled: 2 images, 2 classes\n")
+    for picture in ("found.png", "classified.png", "confusion.png"):
         assert Path(picture).read_bytes().startswith(b"\x89PNG")

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from jaxclip.config import VisionConfig
-from jaxclip.nn import VisionTransformer
+from jaxclip.nn import VisionTransformer, record
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
          "image_size": 12, "patch_size": 4, "projection_dim": 8}  # fmt: skip
@@ -73,3 +73,33 @@ def test_one_without_a_batch_axis_is_named(vision):
         ValueError, match=r"pixels must be of shape \(batch, height, width, channels\), got \(12, 12, 3\)"
     ):
         VisionTransformer.__call__.__wrapped__(vision, jnp.zeros((12, 12, 3)))
+
+
+def test_patch_features_are_the_values_of_the_last_block_alone(vision):
+    """In float64 from the recorded input of the block, with nothing of the model's own but its parameters."""
+    image, seen = pixels(2, 12, 20, 3), {}
+    vision(image, interpolate_positions=True, tap=record(seen))
+
+    def norm(x, layer):
+        x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+        return x * np.asarray(layer.scale[...], np.float64) + np.asarray(layer.bias[...], np.float64)
+
+    def linear(x, layer):
+        y = x @ np.asarray(layer.weight[...], np.float64).T
+        return y if layer.bias is None else y + np.asarray(layer.bias[...], np.float64)
+
+    last = vision.blocks[-1]
+    x = norm(np.asarray(seen["blocks.0"], np.float64)[:, 1:], last.norm1)
+    x = linear(linear(x, last.attention.value), last.attention.out)
+    wanted = linear(norm(x, vision.post_norm), vision.projection)
+    found = vision.patch_features(image)
+    assert found.shape == (2, 3, 5, 8)
+    np.testing.assert_allclose(found, wanted.reshape(2, 3, 5, 8), atol=1e-5 * np.abs(wanted).max())
+
+
+def test_patch_features_need_a_projection_and_whole_patches(vision):
+    lone = VisionTransformer(VisionConfig(**{**SMALL, "projection_dim": None}), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no projection into a joint space"):
+        lone.patch_features(pixels(1, 12, 12, 3))
+    with pytest.raises(ValueError, match="3 × 12, smaller than one patch"):
+        vision.patch_features(pixels(1, 3, 12, 3))

@@ -1,0 +1,82 @@
+"""Boxes around what stands out in a map, and how boxes agree."""
+
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxclip.tasks.relevance import interpolated
+
+Number: TypeAlias = int | float
+
+# Steps between two cells: boxes end between cells, too. Odd, so that the cells' own middles are among them.
+_FINER = 9
+_AWAY, _SHARE = 0.25, 0.65
+_LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class Box:
+    """From the upper left corner (x0, y0) to (x1, y1), which is outside; in pixels. The score is from 0 to 1."""
+
+    x0: Number
+    y0: Number
+    x1: Number
+    y1: Number
+    score: Number
+
+    @property
+    def area(self) -> Number:
+        return max(0.0, self.x1 - self.x0) * max(0.0, self.y1 - self.y0)
+
+    def iou(self, other: "Box") -> Number:
+        """Intersection over union, from 0 to 1."""
+        width = min(self.x1, other.x1) - max(self.x0, other.x0)
+        height = min(self.y1, other.y1) - max(self.y0, other.y0)
+        shared = max(0.0, width) * max(0.0, height)
+        union = self.area + other.area - shared
+        return shared / union if union else 0.0
+
+
+def find_boxes(
+    cells: Float[np.ndarray, "rows columns"], size: tuple[int, int], *, threshold: Number, overlap: Number = 0.5
+) -> list[Box]:
+    """What stands out in a map of relevance over an image of `size` (width, height), best first.
+
+    Nothing, where the map reaches `threshold` nowhere. Else the connected parts whose log-relevance is above 65 % of
+    the way from the map's lower quartile, which is taken for where the thing isn't, to its maximum; each with the
+    highest relevance in it as the score, and only those whose score is `threshold` or more. (Relevance itself is nearly
+    0 or 1 in most places: its extent would hang on how sharp it is.) Of two boxes whose IoU is above `overlap` the
+    better one stays.
+    """
+    # Here, as it puts a filter of its own before those of `warnings` when it is imported.
+    from scipy import ndimage
+
+    rows, columns = cells.shape
+    fine = interpolated(np.log(np.maximum(cells, _LEAST)), (rows * _FINER, columns * _FINER))
+    highest = fine.max()
+    if not highest >= np.log(max(threshold, _LEAST)):
+        return []
+    away = np.quantile(fine, _AWAY)
+    # Beyond what interpolation rounds, in a map that is the same everywhere.
+    parts = ndimage.label(fine >= away + _SHARE * (highest - away) - 1e-4)
+    labels, count = cast(tuple[np.ndarray, int], parts)
+    scores = np.exp(ndimage.maximum(fine, labels, np.arange(1, count + 1)))
+    places = cast(list[tuple[slice, slice]], ndimage.find_objects(labels))
+    x, y = size[0] / fine.shape[1], size[1] / fine.shape[0]
+    found = [
+        Box(across.start * x, down.start * y, across.stop * x, down.stop * y, float(score))
+        for (down, across), score in zip(places, scores, strict=True)
+        if score >= threshold
+    ]
+    return suppressed(found, overlap)
+
+
+def suppressed(boxes: list[Box], overlap: Number) -> list[Box]:
+    """Best first, without those whose IoU with a better one is above `overlap` (non-maximum suppression)."""
+    kept: list[Box] = []
+    for box in sorted(boxes, key=lambda box: -box.score):
+        if all(box.iou(better) <= overlap for better in kept):
+            kept.append(box)
+    return kept

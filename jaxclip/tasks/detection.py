@@ -1,0 +1,255 @@
+"""What is described, and where: maps of relevance and boxes."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from jaxclip.batching import batch_sizes, padded, split
+from jaxclip.clip import Clip
+from jaxclip.processing import ImageLike, open_image
+from jaxclip.tasks.boxes import Box, Number, find_boxes
+from jaxclip.tasks.relevance import (
+    coverage,
+    cut_windows,
+    interpolated,
+    patch_similarities,
+    relevance,
+    starts,
+    window_corners,
+    window_similarities,
+)
+from jaxclip.tasks.zero_shot import Classes, Labels, classes_of, scale_of
+
+# What prompts compete with: what is around things, in photos of any kind.
+BACKGROUND = (
+    "the sky",
+    "clouds",
+    "water",
+    "the sea",
+    "sand",
+    "snow",
+    "the ground",
+    "dirt",
+    "rocks",
+    "mountains",
+    "grass",
+    "leaves",
+    "trees",
+    "a road",
+    "pavement",
+    "a floor",
+    "a carpet",
+    "a wall",
+    "a ceiling",
+    "a building",
+    "a fence",
+    "cloth",
+    "wood",
+    "metal",
+    "a shadow",
+    "darkness",
+    "a light",
+    "a blurred background",
+    "a plain background",
+    "a texture",
+)
+
+# A photo's long side counts for at most so many of its short ones; longer strips are squeezed.
+_LONGEST = 16
+_RESOLUTION = {"dense": 2.0, "windows": 4.0}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is looked for.
+
+    - `labels`: what the prompts are called
+    - `embeddings`: theirs, and after them those of the background; unit length
+    """
+
+    labels: list[str]
+    embeddings: Float32[np.ndarray, "classes projection"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Where in an image is what was described.
+
+    - `image`: the file, or None
+    - `size`: (width, height) in pixels, turned as EXIF says
+    - `prompts`: what the descriptions are called
+    - `cells`: from 0 to 1, how relevant each cell of the grid that the model saw is to each prompt
+    - `boxes`: of each prompt, best first; in pixels of the image
+    """
+
+    image: Path | None
+    size: tuple[int, int]
+    prompts: list[str]
+    cells: Float32[np.ndarray, "prompts rows columns"]
+    boxes: dict[str, list[Box]]
+
+    @cached_property
+    def relevance(self) -> Float32[np.ndarray, "prompts height width"]:
+        """The same for each pixel of the image: `cells`, interpolated."""
+        return interpolated(self.cells, (self.size[1], self.size[0]))
+
+
+def detect(
+    clip: Clip,
+    image: ImageLike,
+    prompts: Labels | Classes | Prompts,
+    *,
+    method: str = "dense",
+    background: Labels | Classes | None = BACKGROUND,
+    templates: Sequence[str] = ("{}",),
+    threshold: Number = 0.25,
+    resolution: Number | None = None,
+    logit_scale: Number | None = None,
+    batch_size: int | None = None,
+) -> Detection:
+    """Finds in one image what is described.
+
+    - `image`: a path, a file's contents, a PIL image or an array (height, width, channels)
+    - `prompts`: descriptions, or ready-made embeddings, as the labels of `classify`; or what `prompts_of` made of them
+    - `method`: "dense" is one pass of the image with `VisionTransformer.patch_features` for each patch; "windows" puts
+      many windows of several sizes through the whole encoder and spreads their similarities over what they cover, which
+      takes 10 to 100 times as long
+    - `background`: what the prompts compete with besides each other, prompts or embeddings as well: a place is relevant
+      to a prompt where it is nearer to it than to these. None, and a model that has no text tower, for nothing else
+    - `threshold`: relevance that something must reach to be found, from 0 to 1
+    - `resolution`: the short side at which the image is seen, in sides of what the model was trained on: 2 for dense;
+      4 for windows, the smallest of which are a quarter of the image's short side. More finds smaller things
+    - `logit_scale`: the logarithm of what cosines are multiplied by, the model's own by default
+
+    Raises ImageError for an image that can't be read, ValueError for prompts as `classify`, for one prompt with nothing
+    to compete with, and for a threshold, method or resolution that isn't one.
+    """
+    if method not in _RESOLUTION:
+        raise ValueError(f"method must be one of {', '.join(_RESOLUTION)}, got {method!r}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
+    resolution = _RESOLUTION[method] if resolution is None else resolution
+    if not 0 < resolution < math.inf or (method == "windows" and resolution < 1):
+        raise ValueError(f"resolution must be a number above 0, for windows at least 1, got {resolution}")
+    scale = scale_of(clip, logit_scale)
+    asked = prompts if isinstance(prompts, Prompts) else prompts_of(clip, prompts, background, templates)
+    opened = _opened(image)
+    size = opened.size if isinstance(opened, Image.Image) else (opened.shape[1], opened.shape[0])
+    similarities = {"dense": _by_patches, "windows": _by_windows}[method](
+        clip, opened, size, asked.embeddings, resolution, batch_size
+    )
+    cells = np.asarray(relevance(similarities, scale, prompts=len(asked.labels)), np.float32)
+    boxes = {
+        label: find_boxes(found, size, threshold=threshold) for label, found in zip(asked.labels, cells, strict=True)
+    }
+    return Detection(Path(image) if isinstance(image, str | os.PathLike) else None, size, asked.labels, cells, boxes)
+
+
+def prompts_of(
+    clip: Clip,
+    prompts: Labels | Classes,
+    background: Labels | Classes | None = BACKGROUND,
+    templates: Sequence[str] = ("{}",),
+) -> Prompts:
+    """The embeddings of prompts and background as `detect` takes them, to be made once for many images."""
+    asked = classes_of(clip, prompts, templates)
+    if len(set(asked.labels)) < len(asked.labels):
+        raise ValueError(f"a prompt is there twice: {', '.join(asked.labels)}")
+    if background is BACKGROUND and clip.model.config.text is None:
+        background = None
+    if background is None:
+        if len(asked.labels) < 2:
+            raise ValueError("one prompt has nothing to compete with: pass another one, or a background")
+        return Prompts(asked.labels, asked.embeddings)
+    around = classes_of(clip, background, templates).embeddings
+    # What is asked for does not compete with itself.
+    same = (around @ asked.embeddings.T).max(axis=1) > 1 - 1e-5
+    return Prompts(asked.labels, np.concatenate([asked.embeddings, around[~same]]))
+
+
+def _opened(image: ImageLike) -> Image.Image | np.ndarray:
+    if isinstance(image, str | os.PathLike | bytes):
+        return open_image(image, exif_rotation=True)
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image)
+    return np.asarray(image)
+
+
+def _canvas(clip: Clip, image: Image.Image | np.ndarray, shape: tuple[int, int]) -> Float[Array, "height width 3"]:
+    """The pixels that the model wants, of the whole image at another size."""
+    size = {"height": shape[0], "width": shape[1]}
+    processor = dataclasses.replace(clip.image_processor, do_resize=True, size=size, do_center_crop=False)
+    return jnp.asarray(processor(image)[0])
+
+
+def _fitted(size: tuple[int, int], short: Number, unit: int) -> tuple[int, int]:
+    """(height, width) in proportion to `size` (width, height), the short side nearest to `short`, in whole units."""
+    width, height = size
+    factor = max(1, round(short / unit)) / min(width, height)
+    longest = _LONGEST * max(1, round(short / unit))
+    return min(longest, max(1, round(height * factor))) * unit, min(longest, max(1, round(width * factor))) * unit
+
+
+def _by_patches(
+    clip: Clip,
+    image: Image.Image | np.ndarray,
+    size: tuple[int, int],
+    embeddings: Float[np.ndarray, "classes projection"],
+    resolution: Number,
+    batch_size: int | None,
+) -> Float[np.ndarray, "rows columns classes"]:
+    """In one pass where at most twice the model's own grid lies along each side, else in overlapping tiles of that."""
+    config = clip.model.tower("vision").config
+    patch = config.patch_size
+    height, width = _fitted(size, resolution * config.grid_size * patch, patch)
+    pixels = _canvas(clip, image, (height, width))
+    rows, columns = height // patch, width // patch
+    most = 2 * config.grid_size
+    tile = min(rows, most), min(columns, most)
+    total, count = np.zeros((rows, columns, len(embeddings)), np.float32), np.zeros((rows, columns, 1), np.float32)
+    places = [(y, x) for y in starts(rows, tile[0], most * 3 // 4) for x in starts(columns, tile[1], most * 3 // 4)]
+    for y, x in tqdm(places, desc="tiles", unit="tile", disable=None, delay=2, leave=False):
+        seen = pixels[y * patch : (y + tile[0]) * patch, x * patch : (x + tile[1]) * patch]
+        found = np.asarray(patch_similarities(clip.model, seen[None], embeddings))[0]
+        total[y : y + tile[0], x : x + tile[1]] += found
+        count[y : y + tile[0], x : x + tile[1]] += 1
+    return total / count
+
+
+def _by_windows(
+    clip: Clip,
+    image: Image.Image | np.ndarray,
+    size: tuple[int, int],
+    embeddings: Float[np.ndarray, "classes projection"],
+    resolution: Number,
+    batch_size: int | None,
+) -> Float[np.ndarray, "rows columns classes"]:
+    """Windows of the model's own size over the image at 1, 2, … `resolution` times it, half a window apart; each size
+    counts as much as another."""
+    side = clip.model.tower("vision").config.image_size
+    sizes = batch_sizes(clip.encoder.batch_size("image", batch_size))
+    grid = tuple(edge // side for edge in _fitted(size, 4 * math.ceil(resolution) * side, side))
+    levels = [_fitted(size, level * side, 1) for level in np.linspace(1, resolution, math.ceil(resolution))]
+    corners = [window_corners(*shape, side, side // 2) for shape in levels]
+    total = np.zeros((*grid, len(embeddings)), np.float32)
+    with tqdm(desc="windows", unit="window", total=sum(map(len, corners)), disable=None, delay=2, leave=False) as bar:
+        for shape, places in zip(levels, corners, strict=True):
+            pixels = _canvas(clip, image, shape)
+            found = []
+            for rows, batch in split(len(places), sizes):
+                windows = cut_windows(pixels, padded(places[rows], batch), size=side)
+                kept = len(places[rows])
+                found.append(np.asarray(window_similarities(clip.model, windows, embeddings))[:kept])
+                bar.update(kept)
+            total += np.einsum("rcw,wk->rck", coverage(places, side, shape, grid), np.concatenate(found))
+    return total / len(levels)

@@ -1,0 +1,234 @@
+"""Detection with the bundled model on pictures of emoji whose places are known."""
+
+from io import BytesIO
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxclip
+from jaxclip.processing import ImageError
+from jaxclip.tasks.boxes import Box
+from jaxclip.tasks.detection import BACKGROUND, prompts_of
+from jaxclip.tasks.emoji import twemoji
+from jaxclip.tasks.relevance import coverage, window_corners
+
+PLACED = {"pizza": (20, 30, 80), "tiger face": (160, 90, 88)}  # x, y and the side.
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return jaxclip.load("emoji")
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return {picture.emoji.name: picture.path for picture in twemoji()}
+
+
+def scene(drawings, placed, size=(256, 192), scale=1):
+    picture = Image.new("RGB", (size[0] * scale, size[1] * scale), (230, 235, 240))
+    for name, place in placed.items():
+        x, y, side = (scale * value for value in place)
+        drawing = Image.open(drawings[name]).convert("RGBA").resize((side, side), Image.Resampling.BICUBIC)
+        picture.paste(drawing, (x, y), drawing)
+    return picture
+
+
+def box_of(x, y, side):
+    return Box(x, y, x + side, y + side, 1)
+
+
+@pytest.fixture(scope="module")
+def prompts(emoji):
+    names = [picture.emoji.name for picture in twemoji()[::25]]
+    return prompts_of(emoji, [*PLACED, "fire engine"], names)
+
+
+@pytest.fixture(scope="module")
+def found(emoji, drawings, prompts):
+    return jaxclip.detect(emoji, scene(drawings, PLACED), prompts, method="windows", threshold=0.05)
+
+
+def test_things_are_found_where_they_are(found):
+    assert found.prompts == [*PLACED, "fire engine"]
+    assert found.size == (256, 192)
+    assert found.image is None
+    for number, (name, place) in enumerate(PLACED.items()):
+        row, column = np.unravel_index(found.relevance[number].argmax(), found.relevance[number].shape)
+        true = box_of(*place)
+        assert true.x0 < column < true.x1
+        assert true.y0 < row < true.y1
+        assert found.boxes[name][0].iou(true) > 0.4
+
+
+def test_what_is_not_there_is_not_found(found):
+    assert found.boxes["fire engine"] == []
+
+
+def test_maps_are_of_the_image_and_from_0_to_1(found):
+    assert found.relevance.shape == (3, 192, 256)
+    assert found.relevance.dtype == np.float32
+    assert found.relevance.min() >= 0
+    assert found.relevance.max() <= 1
+    assert (found.cells.sum(axis=0) <= 1 + 1e-6).all()
+
+
+def test_a_box_follows_what_moves(emoji, drawings, prompts, found):
+    moved = {"pizza": (148, 30, 80), "tiger face": (10, 90, 88)}
+    there = jaxclip.detect(emoji, scene(drawings, moved), prompts, method="windows", threshold=0.05)
+    for name, place in moved.items():
+        box, true = there.boxes[name][0], box_of(*place)
+        assert box.iou(true) > 0.4
+        assert box.iou(found.boxes[name][0]) < 0.1
+
+
+def test_a_box_scales_with_the_image(emoji, drawings, prompts, found):
+    larger = jaxclip.detect(emoji, scene(drawings, PLACED, scale=3), prompts, method="windows", threshold=0.05)
+    assert larger.size == (768, 576)
+    for name in PLACED:
+        a, b = found.boxes[name][0], larger.boxes[name][0]
+        assert Box(3 * a.x0, 3 * a.y0, 3 * a.x1, 3 * a.y1, 1).iou(b) > 0.8
+
+
+def test_a_box_survives_cropping_and_padding(emoji, drawings, prompts):
+    whole = scene(drawings, {"pizza": (60, 50, 80)})
+    padded = Image.new("RGB", (320, 240), (230, 235, 240))
+    padded.paste(whole, (40, 30))
+    for picture, by in ((whole.crop((30, 20, 222, 164)), (-30, -20)), (padded, (40, 30))):
+        result = jaxclip.detect(emoji, picture, prompts, method="windows", threshold=0.05)
+        assert result.boxes["pizza"][0].iou(box_of(60 + by[0], 50 + by[1], 80)) > 0.4
+
+
+@pytest.mark.parametrize("method", ["dense", "windows"])
+def test_the_same_image_in_any_form(emoji, drawings, prompts, method, tmp_path):
+    picture = scene(drawings, PLACED)
+    picture.save(tmp_path / "scene.png")
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Shown turned by 90° clockwise.
+    turned.save(tmp_path / "turned.png", exif=exif)
+    wanted = jaxclip.detect(emoji, picture, prompts, method=method)
+    forms = (
+        tmp_path / "scene.png",
+        str(tmp_path / "turned.png"),
+        np.asarray(picture),
+        (tmp_path / "scene.png").read_bytes(),
+    )
+    for form in forms:
+        result = jaxclip.detect(emoji, form, prompts, method=method)
+        assert result.size == (256, 192)
+        np.testing.assert_allclose(result.cells, wanted.cells, atol=1e-6)
+        assert result.boxes == wanted.boxes
+    assert jaxclip.detect(emoji, tmp_path / "scene.png", prompts).image == tmp_path / "scene.png"
+
+
+def test_the_map_of_windows_is_a_loop_over_crops(emoji, drawings):
+    """Each crop of the resized picture by itself through the encoder, its similarity added where it lies."""
+    picture, labels = scene(drawings, PLACED, size=(160, 100)), ["pizza", "tiger face"]
+    result = jaxclip.detect(emoji, picture, labels, method="windows", resolution=2, background=None, logit_scale=1)
+    texts, total = np.asarray(emoji.encode_text(labels)), 0.0
+    side, grid = 64, (8, 13)
+    for level in (1, 2):
+        height, width = 64 * level, round(160 * 0.64 * level)
+        pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
+        corners = window_corners(height, width, side, side // 2)
+        near = coverage(corners, side, (height, width), grid)
+        spread = np.zeros((*grid, 2))
+        for number, (y, x) in enumerate(corners):
+            vector = np.asarray(emoji.encode_pixels(pixels[None, y : y + side, x : x + side]))[0]
+            spread += near[:, :, number, None] * (texts @ vector)
+        total = total + spread / 2
+    powers = np.exp(np.e * total)
+    np.testing.assert_allclose(result.cells, np.moveaxis(powers / powers.sum(-1, keepdims=True), -1, 0), atol=1e-5)
+
+
+def test_tiles_agree_with_one_pass_where_they_see_the_same(emoji, drawings):
+    """A strip is seen in overlapping tiles; the ends of two strips that begin alike are alike."""
+    strip = scene(drawings, {"pizza": (0, 0, 64)}, size=(640, 64))
+    longer = scene(drawings, {"pizza": (0, 0, 64)}, size=(960, 64))
+    first, second = (
+        jaxclip.detect(emoji, image, ["pizza", "tiger face"], background=None, resolution=1).cells
+        for image in (strip, longer)
+    )
+    assert first.shape == (2, 4, 40)
+    assert second.shape == (2, 4, 60)
+    np.testing.assert_allclose(first[:, :, :4], second[:, :, :4], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (3, 700), (900, 40)])
+@pytest.mark.parametrize("method", ["dense", "windows"])
+def test_any_size_and_shape(emoji, size, method):
+    result = jaxclip.detect(emoji, Image.new("RGB", size, "red"), ["a cat", "a dog"], method=method, resolution=1)
+    assert result.relevance.shape == (2, size[1], size[0])
+    assert all(
+        0 <= box.x0 < box.x1 <= size[0] and 0 <= box.y0 < box.y1 <= size[1]
+        for boxes in result.boxes.values()
+        for box in boxes
+    )
+
+
+def test_patch_tokens_themselves_would_give_another_map(emoji, drawings):
+    """Those of the last hidden state hold what the whole picture shows, not what their patch does: their map of an
+    emoji in a corner hardly tells the corner from the rest, or is inverted."""
+    vision, names = emoji.model.vision, list(drawings)[::100]
+    texts = np.asarray(emoji.encode_text(names), np.float64)
+    ours, theirs = [], []
+    for name, text in zip(names, texts, strict=True):
+        picture = scene(drawings, {name: (8, 8, 64)}, size=(128, 128))
+        pixels = jnp.asarray(np.asarray(picture, np.float32)[None] / 127.5 - 1)
+        tokens = vision(pixels, interpolate_positions=True).last_hidden_state[:, 1:]
+        for found, features in ((ours, vision.patch_features(pixels)), (theirs, vision.project(tokens))):
+            features = np.asarray(features, np.float64).reshape(8, 8, -1)
+            cosines = features @ text / np.linalg.norm(features, axis=-1)
+            found.append(cosines[1:4, 1:4].mean() - cosines[5:, 5:].mean())
+    assert np.mean(ours) > 0.05
+    assert np.mean(theirs) < 0.02
+
+
+def test_prompts_and_background_compete(emoji):
+    several = prompts_of(emoji, ["pizza", "violin"], ["sky", "pizza"])
+    assert several.labels == ["pizza", "violin"]
+    assert len(several.embeddings) == 3  # A prompt doesn't compete with itself.
+    assert len(prompts_of(emoji, ["pizza"]).embeddings) == 1 + len(BACKGROUND)
+    vectors = np.asarray(emoji.encode_text(["pizza", "violin", "sky"]))
+    ready = prompts_of(emoji, {"pizza": vectors[0], "violin": vectors[1]}, vectors[2:])
+    np.testing.assert_allclose(ready.embeddings, several.embeddings, atol=1e-6)
+
+
+def test_mistakes_are_named(emoji, drawings, tmp_path):
+    picture = scene(drawings, PLACED)
+    with pytest.raises(ValueError, match="one prompt has nothing to compete with"):
+        jaxclip.detect(emoji, picture, ["pizza"], background=None)
+    with pytest.raises(ValueError, match="a prompt is there twice: pizza, pizza"):
+        jaxclip.detect(emoji, picture, ["pizza", "pizza"])
+    with pytest.raises(ValueError, match="method must be one of dense, windows, got 'sliding'"):
+        jaxclip.detect(emoji, picture, ["pizza"], method="sliding")
+    with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 25"):
+        jaxclip.detect(emoji, picture, ["pizza"], threshold=25)
+    with pytest.raises(ValueError, match=r"for windows at least 1, got 0\.5"):
+        jaxclip.detect(emoji, picture, ["pizza"], method="windows", resolution=0.5)
+    with pytest.raises(TypeError, match="put 'pizza' into one"):
+        jaxclip.detect(emoji, picture, "pizza")
+    with pytest.raises(ImageError, match="no such file"):
+        jaxclip.detect(emoji, tmp_path / "none.png", ["pizza"])
+
+
+def test_a_lone_image_tower_takes_embeddings(emoji, drawings, tmp_path):
+    emoji.save(tmp_path / "emoji")
+    lone = jaxclip.load(tmp_path / "emoji", towers="vision")
+    vectors = dict(zip(PLACED, np.asarray(emoji.encode_text(list(PLACED))), strict=True))
+    picture = scene(drawings, PLACED)
+    with pytest.raises(ValueError, match="no logit_scale"):
+        jaxclip.detect(lone, picture, vectors)
+    found = jaxclip.detect(lone, picture, vectors, logit_scale=2.5)
+    wanted = jaxclip.detect(emoji, picture, vectors, background=None, logit_scale=2.5)
+    np.testing.assert_allclose(found.cells, wanted.cells, atol=1e-6)
+
+
+def test_bytes_of_a_damaged_file_are_an_error(emoji):
+    buffer = BytesIO()
+    Image.new("RGB", (40, 40)).save(buffer, "PNG")
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        jaxclip.detect(emoji, buffer.getvalue()[:60], ["pizza"])
