@@ -65,9 +65,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=0.25,
         metavar="T",
-        help="relevance that something must reach to be found, from 0 to 1 (default: %(default)s)",
+        help="relevance that something must reach to be found, from 0 to 1 (default: 0.25, for windows 0.1)",
     )
     parser.add_argument(
         "--logit-scale",

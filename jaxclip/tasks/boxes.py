@@ -12,7 +12,7 @@ Number: TypeAlias = int | float
 
 # Steps between two cells: boxes end between cells, too. Odd, so that the cells' own middles are among them.
 _FINER = 9
-_AWAY, _SHARE = 0.25, 0.65
+_AWAY, _SHARE = 0.25, 0.6
 _LEAST = 1e-30
 
 
@@ -44,7 +44,7 @@ def find_boxes(
 ) -> list[Box]:
     """What stands out in a map of relevance over an image of `size` (width, height), best first.
 
-    Nothing, where the map reaches `threshold` nowhere. Else the connected parts whose log-relevance is above 65 % of
+    Nothing, where the map reaches `threshold` nowhere. Else the connected parts whose log-relevance is above 60 % of
     the way from the map's lower quartile, which is taken for where the thing isn't, to its maximum; each with the
     highest relevance in it as the score, and only those whose score is `threshold` or more. (Relevance itself is nearly
     0 or 1 in most places: its extent would hang on how sharp it is.) Of two boxes whose IoU is above `overlap` the

@@ -67,6 +67,8 @@ BACKGROUND = (
 # A photo's long side counts for at most so many of its short ones; longer strips are squeezed.
 _LONGEST = 16
 _RESOLUTION = {"dense": 2.0, "windows": 4.0}
+# A thing fills windows of one size and is small or cut in the others, so that its mean over all is lower.
+_THRESHOLD = {"dense": 0.25, "windows": 0.1}
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def detect(
     method: str = "dense",
     background: Labels | Classes | None = BACKGROUND,
     templates: Sequence[str] = ("{}",),
-    threshold: Number = 0.25,
+    threshold: Number | None = None,
     resolution: Number | None = None,
     logit_scale: Number | None = None,
     batch_size: int | None = None,
@@ -122,11 +124,11 @@ def detect(
     - `image`: a path, a file's contents, a PIL image or an array (height, width, channels)
     - `prompts`: descriptions, or ready-made embeddings, as the labels of `classify`; or what `prompts_of` made of them
     - `method`: "dense" is one pass of the image with `VisionTransformer.patch_features` for each patch; "windows" puts
-      many windows of several sizes through the whole encoder and spreads their similarities over what they cover, which
-      takes 10 to 100 times as long
+      many windows of several sizes through the whole encoder and spreads their similarities over what they cover; what
+      is relevant by each size is averaged. It takes 10 to 100 times as long
     - `background`: what the prompts compete with besides each other, prompts or embeddings as well: a place is relevant
       to a prompt where it is nearer to it than to these. None, and a model that has no text tower, for nothing else
-    - `threshold`: relevance that something must reach to be found, from 0 to 1
+    - `threshold`: relevance that something must reach to be found, from 0 to 1; 0.25 for dense, 0.1 for windows
     - `resolution`: the short side at which the image is seen, in sides of what the model was trained on: 2 for dense;
       4 for windows, the smallest of which are a quarter of the image's short side. More finds smaller things
     - `logit_scale`: the logarithm of what cosines are multiplied by, the model's own by default
@@ -136,6 +138,7 @@ def detect(
     """
     if method not in _RESOLUTION:
         raise ValueError(f"method must be one of {', '.join(_RESOLUTION)}, got {method!r}")
+    threshold = _THRESHOLD[method] if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
     resolution = _RESOLUTION[method] if resolution is None else resolution
@@ -145,10 +148,11 @@ def detect(
     asked = prompts if isinstance(prompts, Prompts) else prompts_of(clip, prompts, background, templates)
     opened = _opened(image)
     size = opened.size if isinstance(opened, Image.Image) else (opened.shape[1], opened.shape[0])
-    similarities = {"dense": _by_patches, "windows": _by_windows}[method](
+    seen = {"dense": _by_patches, "windows": _by_windows}[method](
         clip, opened, size, asked.embeddings, resolution, batch_size
     )
-    cells = np.asarray(relevance(similarities, scale, prompts=len(asked.labels)), np.float32)
+    maps = [np.asarray(relevance(similarities, scale, prompts=len(asked.labels))) for similarities in seen]
+    cells = np.mean(maps, axis=0, dtype=np.float32)
     boxes = {
         label: find_boxes(found, size, threshold=threshold) for label, found in zip(asked.labels, cells, strict=True)
     }
@@ -207,7 +211,7 @@ def _by_patches(
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
     batch_size: int | None,
-) -> Float[np.ndarray, "rows columns classes"]:
+) -> list[Float[np.ndarray, "rows columns classes"]]:
     """In one pass where at most twice the model's own grid lies along each side, else in overlapping tiles of that."""
     config = clip.model.tower("vision").config
     patch = config.patch_size
@@ -223,7 +227,7 @@ def _by_patches(
         found = np.asarray(patch_similarities(clip.model, seen[None], embeddings))[0]
         total[y : y + tile[0], x : x + tile[1]] += found
         count[y : y + tile[0], x : x + tile[1]] += 1
-    return total / count
+    return [total / count]
 
 
 def _by_windows(
@@ -233,15 +237,15 @@ def _by_windows(
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
     batch_size: int | None,
-) -> Float[np.ndarray, "rows columns classes"]:
-    """Windows of the model's own size over the image at 1, 2, … `resolution` times it, half a window apart; each size
-    counts as much as another."""
+) -> list[Float[np.ndarray, "rows columns classes"]]:
+    """By windows of the model's own size over the image at 1, 2, … `resolution` times it, half a window apart: a map
+    for each."""
     side = clip.model.tower("vision").config.image_size
     sizes = batch_sizes(clip.encoder.batch_size("image", batch_size))
     grid = tuple(edge // side for edge in _fitted(size, 4 * math.ceil(resolution) * side, side))
     levels = [_fitted(size, level * side, 1) for level in np.linspace(1, resolution, math.ceil(resolution))]
     corners = [window_corners(*shape, side, side // 2) for shape in levels]
-    total = np.zeros((*grid, len(embeddings)), np.float32)
+    maps = []
     with tqdm(desc="windows", unit="window", total=sum(map(len, corners)), disable=None, delay=2, leave=False) as bar:
         for shape, places in zip(levels, corners, strict=True):
             pixels = _canvas(clip, image, shape)
@@ -251,5 +255,5 @@ def _by_windows(
                 kept = len(places[rows])
                 found.append(np.asarray(window_similarities(clip.model, windows, embeddings))[:kept])
                 bar.update(kept)
-            total += np.einsum("rcw,wk->rck", coverage(places, side, shape, grid), np.concatenate(found))
-    return total / len(levels)
+            maps.append(np.einsum("rcw,wk->rck", coverage(places, side, shape, grid), np.concatenate(found)))
+    return maps

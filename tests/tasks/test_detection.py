@@ -1,6 +1,7 @@
 """Detection with the bundled model on pictures of emoji whose places are known."""
 
 from io import BytesIO
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import jaxclip
+from jaxclip import bundled
 from jaxclip.processing import ImageError
 from jaxclip.tasks.boxes import Box
 from jaxclip.tasks.detection import BACKGROUND, prompts_of
@@ -60,7 +62,7 @@ def test_things_are_found_where_they_are(found):
         true = box_of(*place)
         assert true.x0 < column < true.x1
         assert true.y0 < row < true.y1
-        assert found.boxes[name][0].iou(true) > 0.4
+        assert found.boxes[name][0].iou(true) > 0.3
 
 
 def test_what_is_not_there_is_not_found(found):
@@ -80,7 +82,7 @@ def test_a_box_follows_what_moves(emoji, drawings, prompts, found):
     there = jaxclip.detect(emoji, scene(drawings, moved), prompts, method="windows", threshold=0.05)
     for name, place in moved.items():
         box, true = there.boxes[name][0], box_of(*place)
-        assert box.iou(true) > 0.4
+        assert box.iou(true) > 0.3
         assert box.iou(found.boxes[name][0]) < 0.1
 
 
@@ -98,7 +100,7 @@ def test_a_box_survives_cropping_and_padding(emoji, drawings, prompts):
     padded.paste(whole, (40, 30))
     for picture, by in ((whole.crop((30, 20, 222, 164)), (-30, -20)), (padded, (40, 30))):
         result = jaxclip.detect(emoji, picture, prompts, method="windows", threshold=0.05)
-        assert result.boxes["pizza"][0].iou(box_of(60 + by[0], 50 + by[1], 80)) > 0.4
+        assert result.boxes["pizza"][0].iou(box_of(60 + by[0], 50 + by[1], 80)) > 0.3
 
 
 @pytest.mark.parametrize("method", ["dense", "windows"])
@@ -124,24 +126,52 @@ def test_the_same_image_in_any_form(emoji, drawings, prompts, method, tmp_path):
     assert jaxclip.detect(emoji, tmp_path / "scene.png", prompts).image == tmp_path / "scene.png"
 
 
-def test_the_map_of_windows_is_a_loop_over_crops(emoji, drawings):
-    """Each crop of the resized picture by itself through the encoder, its similarity added where it lies."""
-    picture, labels = scene(drawings, PLACED, size=(160, 100)), ["pizza", "tiger face"]
-    result = jaxclip.detect(emoji, picture, labels, method="windows", resolution=2, background=None, logit_scale=1)
-    texts, total = np.asarray(emoji.encode_text(labels)), 0.0
-    side, grid = 64, (8, 13)
+def by_a_loop(picture, vectors, encode):
+    """Each crop of the resized picture by itself through the encoder, its similarities added where it lies; then the
+    mean of what is relevant at each size. The scale is e."""
+    side, grid, total = 64, (8, 13), 0.0
     for level in (1, 2):
         height, width = 64 * level, round(160 * 0.64 * level)
         pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
         corners = window_corners(height, width, side, side // 2)
         near = coverage(corners, side, (height, width), grid)
-        spread = np.zeros((*grid, 2))
+        spread = np.zeros((*grid, len(vectors)))
         for number, (y, x) in enumerate(corners):
-            vector = np.asarray(emoji.encode_pixels(pixels[None, y : y + side, x : x + side]))[0]
-            spread += near[:, :, number, None] * (texts @ vector)
-        total = total + spread / 2
-    powers = np.exp(np.e * total)
-    np.testing.assert_allclose(result.cells, np.moveaxis(powers / powers.sum(-1, keepdims=True), -1, 0), atol=1e-5)
+            spread += near[:, :, number, None] * (vectors @ encode(pixels[None, y : y + side, x : x + side]))
+        powers = np.exp(np.e * spread)
+        total = total + powers / powers.sum(axis=-1, keepdims=True) / 2
+    return np.moveaxis(total, -1, 0)
+
+
+def test_the_map_of_windows_is_a_loop_over_crops(emoji, drawings):
+    picture, labels = scene(drawings, PLACED, size=(160, 100)), ["pizza", "tiger face"]
+    result = jaxclip.detect(emoji, picture, labels, method="windows", resolution=2, background=None, logit_scale=1)
+    vectors = np.asarray(emoji.encode_text(labels))
+    wanted = by_a_loop(picture, vectors, lambda pixels: np.asarray(emoji.encode_pixels(pixels))[0])
+    np.testing.assert_allclose(result.cells, wanted, atol=1e-5)
+
+
+@pytest.mark.parity
+def test_the_map_of_windows_is_a_loop_over_transformers(emoji, drawings, transformers):
+    import torch
+
+    picture, labels = scene(drawings, PLACED, size=(160, 100)), ["pizza", "tiger face"]
+    result = jaxclip.detect(emoji, picture, labels, method="windows", resolution=2, background=None, logit_scale=1)
+    folder = Path(bundled.__file__).parent / "emoji"
+    model = transformers.CLIPModel.from_pretrained(folder).float().eval()
+    tokens = transformers.CLIPTokenizer.from_pretrained(folder)(labels, padding=True, return_tensors="pt")
+
+    def unit(features):
+        return torch.nn.functional.normalize(features.pooler_output, dim=-1).numpy()
+
+    with torch.no_grad():
+        vectors = unit(model.get_text_features(**tokens))
+        wanted = by_a_loop(
+            picture,
+            vectors,
+            lambda pixels: unit(model.get_image_features(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())))[0],
+        )
+    np.testing.assert_allclose(result.cells, wanted, atol=1e-5)
 
 
 def test_tiles_agree_with_one_pass_where_they_see_the_same(emoji, drawings):
@@ -172,7 +202,7 @@ def test_any_size_and_shape(emoji, size, method):
 def test_patch_tokens_themselves_would_give_another_map(emoji, drawings):
     """Those of the last hidden state hold what the whole picture shows, not what their patch does: their map of an
     emoji in a corner hardly tells the corner from the rest, or is inverted."""
-    vision, names = emoji.model.vision, list(drawings)[::100]
+    vision, names = emoji.model.vision, list(drawings)[::40]
     texts = np.asarray(emoji.encode_text(names), np.float64)
     ours, theirs = [], []
     for name, text in zip(names, texts, strict=True):
@@ -184,7 +214,9 @@ def test_patch_tokens_themselves_would_give_another_map(emoji, drawings):
             cosines = features @ text / np.linalg.norm(features, axis=-1)
             found.append(cosines[1:4, 1:4].mean() - cosines[5:, 5:].mean())
     assert np.mean(ours) > 0.05
-    assert np.mean(theirs) < 0.02
+    assert np.mean(np.greater(ours, 0)) > 0.65
+    assert np.mean(theirs) < 0
+    assert np.mean(np.greater(theirs, 0)) < 0.5
 
 
 def test_prompts_and_background_compete(emoji):
