@@ -46,7 +46,8 @@ def find_boxes(
 
     Nothing, where the map reaches `threshold` nowhere. Else the connected parts whose log-relevance is above 60 % of
     the way from the map's lower quartile, which is taken for where the thing isn't, to its maximum; each with the
-    highest relevance in it as the score, and only those whose score is `threshold` or more. (Relevance itself is nearly
+    highest relevance in it as the score, and only those whose score is `threshold` or more and that are no smaller
+    than a cell. (Relevance itself is nearly
     0 or 1 in most places: its extent would hang on how sharp it is.) Of two boxes whose IoU is above `overlap` the
     better one stays.
     """
@@ -68,7 +69,7 @@ def find_boxes(
     found = [
         Box(across.start * x, down.start * y, across.stop * x, down.stop * y, float(score))
         for (down, across), score in zip(places, scores, strict=True)
-        if score >= threshold
+        if score >= threshold and min(down.stop - down.start, across.stop - across.start) >= _FINER
     ]
     return suppressed(found, overlap)
 

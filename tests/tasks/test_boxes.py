@@ -75,3 +75,10 @@ def test_boxes_follow_what_moves_and_scale_with_the_image(y, x, down, across, sc
     step = scale / 9 + 1e-6 * scale  # Boxes end at ninths of a cell.
     for name, by in (("x0", across), ("x1", across), ("y0", down), ("y1", down)):
         assert math.isclose(getattr(moved[0], name), getattr(still[0], name) + by * scale, abs_tol=step)
+
+
+def test_specks_smaller_than_a_cell_are_not_found():
+    cells = peaks((5, 6), width=0.3)
+    assert cells[5, 6] > 0.8
+    assert find_boxes(cells, (300, 200), threshold=0.25) == []
+    assert len(find_boxes(peaks((5, 6), width=2), (300, 200), threshold=0.25)) == 1
