@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxclip.clip import Clip
     from jaxclip.tasks.emoji import EmojiPicture
 
-PHRASES = ("birthday cake", "a happy cat", "red heart", "rainy weather", "playing music", "going to the moon")
+PHRASES = ("birthday cake", "a happy cat", "red heart", "rain", "winter sports", "going to the moon")
 TOP = 8
 # To classify: pictures by their names, and what they might be.
 PICTURED = ("tiger face", "pizza", "fire engine", "broken heart", "violin")
