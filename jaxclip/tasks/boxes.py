@@ -46,10 +46,9 @@ def find_boxes(
 
     Nothing, where the map reaches `threshold` nowhere. Else the connected parts whose log-relevance is above 60 % of
     the way from the map's lower quartile, which is taken for where the thing isn't, to its maximum; each with the
-    highest relevance in it as the score, and only those whose score is `threshold` or more and that are no smaller
-    than a cell. (Relevance itself is nearly
-    0 or 1 in most places: its extent would hang on how sharp it is.) Of two boxes whose IoU is above `overlap` the
-    better one stays.
+    highest relevance in it as the score, and only those whose score is `threshold` or more and that are no smaller than
+    a cell. (Relevance itself is nearly 0 or 1 in most places: its extent would hang on how sharp it is.) Of two boxes
+    whose IoU is above `overlap` the better one stays.
     """
     # Here, as it puts a filter of its own before those of `warnings` when it is imported.
     from scipy import ndimage
