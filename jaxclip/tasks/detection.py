@@ -152,7 +152,7 @@ def detect(
         clip, opened, size, asked.embeddings, resolution, batch_size
     )
     maps = [np.asarray(relevance(similarities, scale, prompts=len(asked.labels))) for similarities in seen]
-    cells = np.mean(maps, axis=0, dtype=np.float32)
+    cells = np.asarray(np.mean(maps, axis=0), np.float32)
     boxes = {
         label: find_boxes(found, size, threshold=threshold) for label, found in zip(asked.labels, cells, strict=True)
     }
