@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxclip.cli.options import add_model_options, load
+from jaxclip.cli.options import add_logit_scale, add_model_options, load
 from jaxclip.cli.output import PICTURES, check_output, check_spares
 from jaxclip.cli.printing import complain, print_skipped, printable, shortened
 
@@ -57,12 +57,7 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="the classes' embeddings, ready-made, a row for each label (.npy, .safetensors): no text is encoded",
     )
-    parser.add_argument(
-        "--logit-scale",
-        type=float,
-        metavar="LOG",
-        help="the logarithm of what cosines are multiplied by (default: the model's own; a lone image tower has none)",
-    )
+    add_logit_scale(parser)
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes for each photo (default: %(default)s)")
     parser.add_argument(
         "--evaluate", metavar="DIR", help="a folder of labelled photos, with a sub-folder for each class"

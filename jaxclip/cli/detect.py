@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from jaxclip.cli.options import add_model_options, load
+from jaxclip.cli.options import add_logit_scale, add_model_options, load
 from jaxclip.cli.output import PICTURES, check_output, check_spares
 from jaxclip.cli.printing import complain, print_skipped, printable
 
@@ -53,7 +53,7 @@ def add_to(commands: Any) -> None:
         choices=("dense", "windows"),
         default="dense",
         help="dense: one pass over the photo's patches; windows: many windows of several sizes, each an image of its "
-        "own, which takes 10 to 100 times as long (default: %(default)s)",
+        "own, which takes several times as long (default: %(default)s)",
     )
     parser.add_argument(
         "--resolution",
@@ -68,12 +68,7 @@ def add_to(commands: Any) -> None:
         metavar="T",
         help="relevance that something must reach to be found, from 0 to 1 (default: 0.25, for windows 0.1)",
     )
-    parser.add_argument(
-        "--logit-scale",
-        type=float,
-        metavar="LOG",
-        help="the logarithm of what cosines are multiplied by (default: the model's own; a lone image tower has none)",
-    )
+    add_logit_scale(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document, for programs")
     parser.add_argument(
         "-o",

@@ -62,6 +62,15 @@ def add_model_options(parser: argparse.ArgumentParser, *, indexed: bool = False)
     )
 
 
+def add_logit_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--logit-scale",
+        type=float,
+        metavar="LOG",
+        help="the logarithm of what cosines are multiplied by (default: the model's own; a lone image tower has none)",
+    )
+
+
 def load(
     options: argparse.Namespace,
     *,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxclip.batching import batch_sizes, padded, split
 from jaxclip.clip import Clip
-from jaxclip.processing import ImageLike, open_image
+from jaxclip.processing import ImageError, ImageLike, open_image
 from jaxclip.tasks.boxes import Box, Number, find_boxes
 from jaxclip.tasks.relevance import (
     coverage,
@@ -117,7 +117,6 @@ def detect(
     threshold: Number | None = None,
     resolution: Number | None = None,
     logit_scale: Number | None = None,
-    batch_size: int | None = None,
 ) -> Detection:
     """Finds in one image what is described.
 
@@ -125,7 +124,7 @@ def detect(
     - `prompts`: descriptions, or ready-made embeddings, as the labels of `classify`; or what `prompts_of` made of them
     - `method`: "dense" is one pass of the image with `VisionTransformer.patch_features` for each patch; "windows" puts
       many windows of several sizes through the whole encoder and spreads their similarities over what they cover; what
-      is relevant by each size is averaged. It takes 10 to 100 times as long
+      is relevant by each size is averaged. It takes several times as long
     - `background`: what the prompts compete with besides each other, prompts or embeddings as well: a place is relevant
       to a prompt where it is nearer to it than to these. None, and a model that has no text tower, for nothing else
     - `threshold`: relevance that something must reach to be found, from 0 to 1; 0.25 for dense, 0.1 for windows
@@ -148,9 +147,9 @@ def detect(
     asked = prompts if isinstance(prompts, Prompts) else prompts_of(clip, prompts, background, templates)
     opened = _opened(image)
     size = opened.size if isinstance(opened, Image.Image) else (opened.shape[1], opened.shape[0])
-    seen = {"dense": _by_patches, "windows": _by_windows}[method](
-        clip, opened, size, asked.embeddings, resolution, batch_size
-    )
+    if 0 in size:
+        raise ImageError(f"the image has no pixels ({size[0]} × {size[1]}); leave it out")
+    seen = {"dense": _by_patches, "windows": _by_windows}[method](clip, opened, size, asked.embeddings, resolution)
     maps = [np.asarray(relevance(similarities, scale, prompts=len(asked.labels))) for similarities in seen]
     cells = np.asarray(np.mean(maps, axis=0), np.float32)
     boxes = {
@@ -186,7 +185,10 @@ def _opened(image: ImageLike) -> Image.Image | np.ndarray:
         return open_image(image, exif_rotation=True)
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
-    return np.asarray(image)
+    pixels = np.asarray(image)
+    if pixels.ndim not in (2, 3):
+        raise ImageError(f"an image is an array (height, width, channels), got the shape {pixels.shape}")
+    return pixels
 
 
 def _canvas(clip: Clip, image: Image.Image | np.ndarray, shape: tuple[int, int]) -> Float[Array, "height width 3"]:
@@ -210,7 +212,6 @@ def _by_patches(
     size: tuple[int, int],
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
-    batch_size: int | None,
 ) -> list[Float[np.ndarray, "rows columns classes"]]:
     """In one pass where at most twice the model's own grid lies along each side, else in overlapping tiles of that."""
     config = clip.model.tower("vision").config
@@ -236,12 +237,11 @@ def _by_windows(
     size: tuple[int, int],
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
-    batch_size: int | None,
 ) -> list[Float[np.ndarray, "rows columns classes"]]:
     """By windows of the model's own size over the image at 1, 2, … `resolution` times it, half a window apart: a map
     for each."""
     side = clip.model.tower("vision").config.image_size
-    sizes = batch_sizes(clip.encoder.batch_size("image", batch_size))
+    sizes = batch_sizes(clip.encoder.batch_size("image"))
     grid = tuple(edge // side for edge in _fitted(size, 4 * math.ceil(resolution) * side, side))
     levels = [_fitted(size, level * side, 1) for level in np.linspace(1, resolution, math.ceil(resolution))]
     corners = [window_corners(*shape, side, side // 2) for shape in levels]

@@ -245,6 +245,10 @@ def test_mistakes_are_named(emoji, drawings, tmp_path):
         jaxclip.detect(emoji, picture, "pizza")
     with pytest.raises(ImageError, match="no such file"):
         jaxclip.detect(emoji, tmp_path / "none.png", ["pizza"])
+    with pytest.raises(ImageError, match="has no pixels"):
+        jaxclip.detect(emoji, np.zeros((0, 5, 3), np.uint8), ["pizza"])
+    with pytest.raises(ImageError, match=r"got the shape \(2, 8, 8, 3\)"):
+        jaxclip.detect(emoji, np.zeros((2, 8, 8, 3), np.uint8), ["pizza"])
 
 
 def test_a_lone_image_tower_takes_embeddings(emoji, drawings, tmp_path):

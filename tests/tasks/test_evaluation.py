@@ -1,4 +1,5 @@
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -100,9 +101,8 @@ def test_names_of_folders_and_embeddings_stand_for_labels(clip, painted):
     np.testing.assert_array_equal(plain.metrics.confusion[0], np.bincount(blue.argmax(axis=1), minlength=3))
 
 
-def test_an_index_is_gone_on_with(clip, root, tmp_path, encoded, monkeypatch):
-    whole = jaxclip.evaluate_zero_shot(clip, root, LABELS).metrics
-    encoded.clear()
+@contextmanager
+def interrupted_after_two_batches(clip, encoded, monkeypatch):
     images = clip.encoder.images
 
     def interrupt(model, pixels, **options):
@@ -113,7 +113,14 @@ def test_an_index_is_gone_on_with(clip, root, tmp_path, encoded, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(clip.encoder, "images", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            jaxclip.evaluate_zero_shot(clip, root, LABELS, index=tmp_path / "index", batch_size=4)
+            yield
+
+
+def test_an_index_is_gone_on_with(clip, root, tmp_path, encoded, monkeypatch):
+    whole = jaxclip.evaluate_zero_shot(clip, root, LABELS).metrics
+    encoded.clear()
+    with interrupted_after_two_batches(clip, encoded, monkeypatch):
+        jaxclip.evaluate_zero_shot(clip, root, LABELS, index=tmp_path / "index", batch_size=4)
     kept = len(Index.open(tmp_path / "index"))
     assert 0 < kept < 21
     encoded.clear()
@@ -216,17 +223,8 @@ def test_datasets(clip, painted, dataset, tmp_path, indexed):
 def test_the_index_of_a_dataset_is_gone_on_with_and_no_other_datasets(clip, dataset, tmp_path, encoded, monkeypatch):
     whole = labelled_vectors(clip, dataset)
     encoded.clear()
-    images = clip.encoder.images
-
-    def interrupt(model, pixels, **options):
-        if len(encoded) == 2:
-            raise KeyboardInterrupt
-        return images(model, pixels, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(clip.encoder, "images", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            labelled_vectors(clip, dataset, index=tmp_path / "index", batch_size=4)
+    with interrupted_after_two_batches(clip, encoded, monkeypatch):
+        labelled_vectors(clip, dataset, index=tmp_path / "index", batch_size=4)
     kept = len(Index.open(tmp_path / "index"))
     assert 0 < kept < 21
     encoded.clear()
