@@ -1,11 +1,13 @@
 """Prints how well `jaxclip diff` finds mistakes that were planted on purpose, and whether it raises false alarms.
 
-    python scripts/measure_diagnosis.py               # the mistakes of tests/broken.py; needs no torch
+    python scripts/measure_diagnosis.py               # needs no torch
     python scripts/measure_diagnosis.py --live        # and right runs of transformers (pip install -e ".[parity]")
 
 Every mistake is planted in a copy of the oracle, over several configurations and redrawn parameters, and the copy runs
-in float32, in bfloat16, and in float32 with the hidden states alone kept. "Right" is the mistake that was made and no
-other; "tie" holds it among others that the data can't tell apart; "unseen" is a mistake that rounding hides.
+in float32, in bfloat16, and in float32 with the hidden states alone kept. Mistakes of preprocessing are planted in
+plain NumPy and Pillow (`tests/broken_pixels.py`), over several configurations and images. "Right" is the mistake that
+was made and no other; "tie" holds it among others that the data can't tell apart; "unseen" is a mistake that rounding
+hides.
 """
 
 import argparse
@@ -15,11 +17,13 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import broken_pixels
 from broken import PLANTS, UNKNOWN, Plant, broken, inputs_of, redrawn, run, write_checkpoint
 
 import jaxclip
 from jaxclip.compare import Capture, capture, diff
 from jaxclip.compare.checkpoint import Checkpoint
+from jaxclip.compare.preprocessing import diagnose_pixels
 from jaxclip.reference import Oracle
 
 SEEDS = (0, 1, 2)
@@ -46,18 +50,38 @@ def outcomes(
                     wrong = Capture({name: value for name, value in wrong.items() if name.endswith(STATES)})
                 found = diff(right, wrong, model=checkpoint)
                 causes = next((each.causes for each in found.diagnoses if each.side == "B"), ())
-                counted["runs"] += 1
                 first = found.first_divergence
+                counted["runs"] += 1
                 counted["first tensor right"] += first is not None and (states or first.name == plant.at)
-                if first is None:
-                    counted["unseen"] += 1
-                elif not causes:
-                    counted["none named"] += 1
-                elif plant.cause not in causes:
-                    counted["wrong"] += 1
-                else:
-                    counted["right" if len(causes) == 1 else "tie"] += 1
+                counted["unseen" if first is None else outcome(plant.cause, causes)] += 1
     return counted
+
+
+def outcome(cause: str, causes: tuple[str, ...]) -> str:
+    if not causes:
+        return "none named"
+    if cause not in causes:
+        return "wrong"
+    return "right" if len(causes) == 1 else "tie"
+
+
+def outcomes_of_pixels(known: bool) -> Counter:
+    counted: Counter = Counter()
+    for made in broken_pixels.CONFIGURATIONS.values():
+        planted = broken_pixels.mistakes(made).items() if known else (("", p) for p in broken_pixels.unknown(made))
+        for cause, wrong in planted:
+            for seed in SEEDS:
+                images = broken_pixels.pictures(seed)
+                right = made.processor()(list(images))
+                found = diagnose_pixels(wrong(images), right, images, made.processor(), "B")
+                counted["runs"] += 1
+                counted["first tensor right"] += found.name == "pixel_values"
+                counted[outcome(cause, found.causes)] += 1
+    return counted
+
+
+def row(name: str, counted: Counter) -> str:
+    return f"| {name} | {counted['runs']} | {' | '.join(str(counted[each]) for each in OUTCOMES)} |"
 
 
 def false_alarms(checkpoints: Checkpoints, live: bool) -> Counter:
@@ -102,8 +126,9 @@ def main() -> None:
             ("the same, float32, hidden states and features alone", PLANTS, "float32", True),
             (f"{len(UNKNOWN)} unknown mistakes, float32", UNKNOWN, "float32", False),
         ):
-            counted = outcomes(checkpoints, plants, precision, states)
-            print(f"| {name} | {counted['runs']} | {' | '.join(str(counted[each]) for each in OUTCOMES)} |", flush=True)
+            print(row(name, outcomes(checkpoints, plants, precision, states)), flush=True)
+        for name, known in (("known mistakes", True), ("unknown mistakes", False)):
+            print(row(f"{name} of preprocessing", outcomes_of_pixels(known)), flush=True)
         alarms = false_alarms(checkpoints, options.live)
         print(f"\nFalse alarms: {alarms['alarms']} in {alarms['runs']} right runs.")
 

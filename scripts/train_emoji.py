@@ -1,6 +1,7 @@
-"""Trains the model in the package, `jaxclip.load("emoji")`, from nothing.
+"""Trains the model in the package, `jaxclip.load("emoji")`, from nothing, or betters one.
 
     python scripts/train_emoji.py --output run
+    python scripts/train_emoji.py --output more --start run/model --seed 1 --learning-rate 4e-4 --steps 2000
 
 Everything is drawn from the seed and the number of the step, so that a run which was stopped goes on where it was: the
 same command again. At the end the model is in OUTPUT/model, with its card and the emoji's names: what lies in
@@ -15,6 +16,7 @@ outlines, what lies behind.
 import argparse
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,13 +115,24 @@ def _pattern():
 class EmojiBatches(Iterator[dict[str, np.ndarray]]):
     """Batches without end; the one of a step is drawn from the seed and the step's number alone.
 
+    With `nearest`, the emoji most like each, half of a batch are such as resemble a fourth of it: what is hard to tell
+    apart comes together.
+
     - "pictures": (batch, 2, size, size, 4) uint8, two vendors' of each emoji
     - "token_ids": (batch, tokens), one caption of each
     - "true": (batch, batch) bool, whether caption j is true of emoji i
     """
 
-    def __init__(self, data: EmojiData, tokenizer: Tokenizer, batch_size: int, seed: int):
+    def __init__(
+        self,
+        data: EmojiData,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        seed: int,
+        nearest: Int[np.ndarray, "emoji others"] | None = None,
+    ):
         self.data, self.tokenizer, self.batch_size, self.seed, self.step = data, tokenizer, batch_size, seed, 0
+        self.nearest = nearest
         self.styles = [style for style in TRAINED if style in data.pictures]
         self.drawn = np.stack([data.drawn[style] for style in self.styles], axis=1)
         words = sorted({word for one in data.emoji for word in one.keywords})
@@ -133,6 +146,9 @@ class EmojiBatches(Iterator[dict[str, np.ndarray]]):
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.data.emoji))
         chosen = order[part * self.batch_size : (part + 1) * self.batch_size]
         rng = np.random.default_rng((self.seed, 1, self.step))
+        if self.nearest is not None:
+            alike = rng.permuted(self.nearest[chosen[: self.batch_size // 4]], axis=1)[:, :2]
+            chosen = np.asarray(list(dict.fromkeys([*alike.flat, *chosen])))[: self.batch_size]
         self.step += 1
         pictures = np.empty((len(chosen), 2, SIZE, SIZE, 4), np.uint8)
         captions, true = [], np.eye(len(chosen), dtype=bool)
@@ -153,6 +169,17 @@ class EmojiBatches(Iterator[dict[str, np.ndarray]]):
 
     def set_state(self, state: int) -> None:
         self.step = state
+
+
+def most_alike(clip: jaxclip.Clip, data: EmojiData, others: int = 8) -> Int[np.ndarray, "emoji others"]:
+    """Of each emoji those whose pictures, in the styles that are trained on, fit its name best."""
+    styles = [style for style in TRAINED if style in data.pictures]
+    vectors = [np.asarray(clip.encode_image(on_white(data.pictures[style]))) for style in styles]
+    pictures = sum(data.drawn[style][:, None] * vector for style, vector in zip(styles, vectors, strict=True))
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    scores = np.asarray(clip.encode_text([one.name for one in data.emoji])) @ pictures.T
+    np.fill_diagonal(scores, -np.inf)
+    return np.argsort(-scores, axis=1)[:, :others]
 
 
 def _caption(emoji: Emoji, rng: np.random.Generator) -> tuple[str, list[str]]:
@@ -325,19 +352,37 @@ def curve(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def history(data: EmojiData, options: argparse.Namespace) -> str:
+    """What was done to the model that this run began with, as its card has it, and what this run did."""
+    before = ""
+    if options.start:
+        written = (Path(options.start) / "README.md").read_text("utf-8")
+        before = re.search(r"## Training\n\n(.*\n)\n## ", written, re.DOTALL)[1] + "\n"
+    return before + TRAINING.format(
+        begun="from the model that came of it" if before else "from random parameters",
+        pictures=f"{sum(int(data.drawn[style].sum()) for style in TRAINED):,}",
+        shown=f"{2 * options.batch_size * options.steps:,}",
+        curve=curve(read_log(options.output / "log.jsonl")),
+        **{name: getattr(options, name) for name in ("seed", "steps", "batch_size", "learning_rate")},
+    )
+
+
+TRAINING = """`scripts/train_emoji.py`, seed {seed}: {steps:,} steps of {batch_size} emoji in two drawings each, {shown}
+pictures shown of {pictures} there are, {begun}, at a learning rate of at most {learning_rate}. The parameters are their
+moving average. On the way, and the hours that it took:
+
+{curve}
+"""
+
+
 def card(figures: dict[str, dict[str, float]], data: EmojiData, options: argparse.Namespace) -> str:
     return CARD.format(
         table=table(figures, data),
-        curve=curve(read_log(options.output / "log.jsonl")),
+        training=history(data, options),
         emoji=f"{len(data.emoji):,}",
         held_out=f"{sum(len(one.held_out) for one in data.emoji):,}",
-        pictures=f"{sum(int(data.drawn[style].sum()) for style in TRAINED):,}",
-        shown=f"{2 * options.batch_size * options.steps:,}",
         length=LENGTH,
         vocabulary=VOCABULARY,
-        seed=options.seed,
-        steps=options.steps,
-        batch_size=options.batch_size,
     )
 
 
@@ -368,12 +413,7 @@ have been with others, which are then left out of the ranking as just as right; 
 
 ## Training
 
-`scripts/train_emoji.py`, seed {seed}: {steps:,} steps of {batch_size} emoji in two drawings each, {shown} pictures
-shown of {pictures} there are, from random weights. The parameters are their moving average. On the way, and the
-hours that it took:
-
-{curve}
-
+{training}
 ## Data and licences
 
 | what | from | licence |
@@ -401,14 +441,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="the run's folder: checkpoints, log, curves")
     parser.add_argument("--cache", type=Path, help="the folder for what is fetched (default: OUTPUT/cache)")
+    parser.add_argument("--start", metavar="MODEL", help="the folder of a model of this script's, to go on from")
     parser.add_argument("--steps", type=int, default=4000, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=128, help="emoji a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=6e-4, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args()
     data = emoji_data.load(options.cache or options.output / "cache")
-    tokenizer = train_tokenizer(data, options.output / "tokenizer")
-    model = jaxclip.nn.CLIP(config(tokenizer), rngs=nnx.Rngs(options.seed))
+    if options.start:
+        start = jaxclip.load(options.start)
+        model, tokenizer, nearest = start.model, start.tokenizer, most_alike(start, data)
+    else:
+        nearest = None
+        tokenizer = train_tokenizer(data, options.output / "tokenizer")
+        model = jaxclip.nn.CLIP(config(tokenizer), rngs=nnx.Rngs(options.seed))
     objective = EmojiObjective()
     optimizer, schedule = make_optimizer(
         OptimizerConfig(
@@ -432,7 +478,7 @@ def main() -> None:
 
     state = fit(
         state,
-        EmojiBatches(data, tokenizer, options.batch_size, options.seed),
+        EmojiBatches(data, tokenizer, options.batch_size, options.seed, nearest),
         step,
         steps=options.steps,
         folder=options.output,

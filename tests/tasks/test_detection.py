@@ -1,16 +1,20 @@
 """Detection with the bundled model on pictures of emoji whose places are known."""
 
-from io import BytesIO
+from functools import partial
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from processes import figures, start
+from tqdm import tqdm
 
 import jaxclip
 from jaxclip import bundled
 from jaxclip.processing import ImageError
+from jaxclip.tasks import detection
 from jaxclip.tasks.boxes import Box
 from jaxclip.tasks.detection import BACKGROUND, prompts_of
 from jaxclip.tasks.emoji import twemoji
@@ -268,3 +272,36 @@ def test_bytes_of_a_damaged_file_are_an_error(emoji):
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     with pytest.raises(ImageError, match="truncated or damaged"):
         jaxclip.detect(emoji, buffer.getvalue()[:60], ["pizza"])
+
+
+@pytest.mark.parametrize(("method", "unit", "steps"), [("dense", "tile", 4), ("windows", "window", 29)])
+def test_what_takes_long_shows_how_far_it_is(emoji, monkeypatch, method, unit, steps):
+    terminal = StringIO()
+    bar = partial(tqdm, file=terminal)
+    monkeypatch.setattr(detection, "tqdm", lambda *args, **options: bar(*args, **options | _SHOWN))
+    jaxclip.detect(emoji, Image.new("RGB", (256, 64)), ["a cat", "a dog"], method=method, resolution=1.5)
+    (first, *_, last) = terminal.getvalue().split("\r")[1:]
+    assert first.startswith(f"{unit}s:   0%")
+    assert f"{steps}/{steps}" in last
+    assert last.rstrip().endswith(f"{unit}/s]")
+
+
+# As on a terminal, and at once.
+_SHOWN = {"disable": False, "delay": 0, "leave": True, "mininterval": 0}
+
+
+def test_half_precision(emoji, drawings, prompts, found):
+    half = jaxclip.load("emoji", dtype="bfloat16")
+    narrow = jaxclip.detect(half, scene(drawings, PLACED), prompts, method="windows", threshold=0.05)
+    assert narrow.cells.dtype == np.float32
+    # The largest difference measured was 0.001, of what goes up to 0.73.
+    np.testing.assert_allclose(narrow.cells, found.cells, atol=0.004)
+    assert {name: len(boxes) for name, boxes in narrow.boxes.items()} == {"pizza": 1, "tiger face": 1, "fire engine": 0}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says how much memory was taken")
+def test_a_large_photo_takes_little_memory():
+    """Of 12 megapixels, which are 36 MB, a few copies."""
+    dense, windows = figures(start(Path(__file__).parent / "large_photo.py", 1))
+    assert 36 < dense < 150
+    assert 36 < windows < 150
