@@ -26,9 +26,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import jaxclip
-from jaxclip.tasks.boxes import Box, find_boxes
+from jaxclip.tasks.boxes import Box
 from jaxclip.tasks.class_files import read_embeddings
-from jaxclip.tasks.detection import BACKGROUND, Detection
+from jaxclip.tasks.detection import BACKGROUND, THRESHOLDS, Detection
 
 # Low enough for a curve of precision over recall.
 LOW = 0.01
@@ -130,15 +130,16 @@ def main() -> None:
                 prompts,
                 method=method,
                 background=background,
+                threshold=LOW,
                 resolution=options.resolution,
                 logit_scale=options.logit_scale,
             )
             figures[method].seconds.append(time.perf_counter() - start)
-            figures[method].there += [len(result.boxes[name]) > 0 for name in boxes]
-            figures[method].false += [len(result.boxes[name]) > 0 for name in absent]
+            best = {name: found[0].score if found else 0 for name, found in result.boxes.items()}
+            figures[method].there += [best[name] >= THRESHOLDS[method] for name in boxes]
+            figures[method].false += [best[name] >= THRESHOLDS[method] for name in absent]
             for index, (name, there_of) in enumerate(boxes.items()):
-                found = find_boxes(result.cells[index], result.size, threshold=LOW)
-                figures[method].add(name, highest(result, index), found, there_of)
+                figures[method].add(name, highest(result, index), result.boxes[name], there_of)
     print("| method | pointing | IoU | AP50 | found | false | seconds |\n|---|--:|--:|--:|--:|--:|--:|")
     for name, figure in figures.items():
         print(figure.row(name))

@@ -360,7 +360,7 @@ def history(data: EmojiData, options: argparse.Namespace) -> str:
         before = re.search(r"## Training\n\n(.*\n)\n## ", written, re.DOTALL)[1] + "\n"
     return before + TRAINING.format(
         begun="from the model that came of it" if before else "from random parameters",
-        pictures=f"{sum(int(data.drawn[style].sum()) for style in TRAINED):,}",
+        pictures=f"{sum(int(drawn.sum()) for style, drawn in data.drawn.items() if style in TRAINED):,}",
         shown=f"{2 * options.batch_size * options.steps:,}",
         curve=curve(read_log(options.output / "log.jsonl")),
         **{name: getattr(options, name) for name in ("seed", "steps", "batch_size", "learning_rate")},

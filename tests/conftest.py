@@ -1,10 +1,26 @@
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 
 import jaxtyping
 import pytest
 
 # A job in the background of a script ignores Ctrl-C, which tests press; so would the processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What one test compiled, the next needn't, nor the other workers and the processes that tests start: they inherit the
+# folder. With a bound JAX locks it. The user's own is left alone.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="jaxclip-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(1 << 32),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 # Before jaxclip is imported: every annotated shape and dtype is checked at every call of every test. (jaxclip.config
 # has no arrays, and its own checks of bad values are under test.)

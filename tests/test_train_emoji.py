@@ -1,11 +1,16 @@
 """The script that trains the bundled model, on a handful of made-up emoji."""
 
+import argparse
+import json
+
 import emoji_data
 import jax
 import numpy as np
 import pytest
 import train_emoji
 
+import jaxclip
+from jaxclip import bundled
 from jaxclip.bundled import Emoji
 
 EMOJI = tuple(
@@ -69,6 +74,56 @@ def test_captions_are_true_of_every_emoji_that_has_their_keywords(data, tokenize
             assert true == expected | {order[row]}
             seen |= says
     assert seen == {"happy", "sad", "round"}
+
+
+def test_what_is_alike_comes_together(tokenizer):
+    emoji = tuple(Emoji(f"1F6{n:02X}", "faces", f"face {n}", (), ()) for n in range(64))
+    pictures = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None, None], (64, 64, 64, 4))
+    data = emoji_data.EmojiData(emoji, {"twemoji": pictures}, {"twemoji": np.ones(64, bool)})
+    nearest = (np.arange(64)[:, None] + [1, 2, 3]) % 64
+    batches = train_emoji.EmojiBatches(data, tokenizer, 8, seed=0, nearest=nearest)
+    for _ in range(10):
+        there = set(next(batches)["pictures"][:, 0, 0, 0, 0].tolist())
+        assert len(there) == 8
+        assert sum(len({*nearest[one]} & there) >= 2 for one in there) >= 2
+
+
+def test_most_alike_are_those_that_fit_the_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji_data, "names", lambda cache: bundled.emoji())
+    whole = emoji_data.load(tmp_path, ("twemoji",))
+    kept = [n for n, one in enumerate(whole.emoji) if one.name.startswith(("flag: s", "clock", "one o", "two o"))]
+    kept += [n for n, one in enumerate(whole.emoji) if one.name.endswith(("o'clock", "cat face"))]
+    kept = list(dict.fromkeys(kept))
+    data = emoji_data.EmojiData(
+        tuple(whole.emoji[n] for n in kept),
+        {"twemoji": whole.pictures["twemoji"][kept]},
+        {"twemoji": whole.drawn["twemoji"][kept]},
+    )
+    nearest = train_emoji.most_alike(jaxclip.load("emoji"), data, others=3)
+    names = [one.name for one in data.emoji]
+    for kind in ("flag: ", "o'clock"):
+        rows = [n for n, name in enumerate(names) if kind in name]
+        assert np.mean([kind in names[other] for row in rows for other in nearest[row]]) > 0.9
+    assert not (nearest == np.arange(len(names))[:, None]).any()
+
+
+def test_the_card_says_what_came_before(data, tmp_path):
+    start, output = tmp_path / "start", tmp_path / "more"
+    for folder in (start, output):
+        folder.mkdir()
+    evaluation = {f"{style} {name}": 0.5 for style in ("twemoji", "noto", "openmoji")
+                  for name in ("name@1", "name@10", "keyword@10")}  # fmt: skip
+    (output / "log.jsonl").write_text(json.dumps({"step": 7, "seconds": 3600, "evaluation": evaluation}) + "\n")
+    options = argparse.Namespace(start=None, output=output, seed=3, steps=7, batch_size=2, learning_rate=1e-3)
+    alone = train_emoji.history(data, options)
+    assert "seed 3: 7 steps of 2 emoji" in alone
+    assert "28\npictures shown of 7 there are, from random parameters" in alone
+    assert "| 7 | 1.0 | 0.500 |" in alone
+    (start / "README.md").write_text(f"# Card\n\n## Training\n\n{alone}\n## Data and licences\n")
+    options.start = start
+    both = train_emoji.history(data, options)
+    assert both.startswith(alone + "\n`scripts/train_emoji.py`, seed 3")
+    assert both.count("from random parameters") == both.count("from the model that came of it") == 1
 
 
 def test_varied_keeps_what_it_does_not_change():

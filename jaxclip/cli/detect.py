@@ -53,7 +53,7 @@ def add_to(commands: Any) -> None:
         choices=("dense", "windows"),
         default="dense",
         help="dense: one pass over the photo's patches; windows: many windows of several sizes, each an image of its "
-        "own, which takes several times as long (default: %(default)s)",
+        "own, which takes many times as long (default: %(default)s)",
     )
     parser.add_argument(
         "--resolution",
@@ -66,7 +66,7 @@ def add_to(commands: Any) -> None:
         "--threshold",
         type=float,
         metavar="T",
-        help="relevance that something must reach to be found, from 0 to 1 (default: 0.25, for windows 0.1)",
+        help="the score that something must reach to be found, from 0 to 1 (default: 0.25, for windows 0.5)",
     )
     add_logit_scale(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document, for programs")

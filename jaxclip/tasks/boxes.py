@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxclip.tasks.relevance import interpolated
 
@@ -39,16 +39,14 @@ class Box:
         return shared / union if union else 0.0
 
 
-def find_boxes(
-    cells: Float[np.ndarray, "rows columns"], size: tuple[int, int], *, threshold: Number, overlap: Number = 0.5
-) -> list[Box]:
+def find_boxes(cells: Float[np.ndarray, "rows columns"], size: tuple[int, int], *, threshold: Number) -> list[Box]:
     """What stands out in a map of relevance over an image of `size` (width, height), best first.
 
     Nothing, where the map reaches `threshold` nowhere. Else the connected parts whose log-relevance is above 60 % of
     the way from the map's lower quartile, which is taken for where the thing isn't, to its maximum; each with the
     highest relevance in it as the score, and only those whose score is `threshold` or more and that are no smaller than
     a cell. (Relevance itself is nearly 0 or 1 in most places: its extent would hang on how sharp it is.) Of two boxes
-    whose IoU is above `overlap` the better one stays.
+    that overlap the better one stays (`suppressed`).
     """
     # Here, as it puts a filter of its own before those of `warnings` when it is imported.
     from scipy import ndimage
@@ -70,10 +68,40 @@ def find_boxes(
         for (down, across), score in zip(places, scores, strict=True)
         if score >= threshold and min(down.stop - down.start, across.stop - across.start) >= _FINER
     ]
-    return suppressed(found, overlap)
+    return suppressed(found)
 
 
-def suppressed(boxes: list[Box], overlap: Number) -> list[Box]:
+def fuse_windows(
+    edges: Float[np.ndarray, "windows 4"], scores: Float[np.ndarray, " windows"], *, threshold: Number
+) -> list[Box]:
+    """One box for each thing that overlapping windows (x0, y0, x1, y1) show, best first.
+
+    The best window whose score is `threshold` or more takes those with it that lie half in it, or it half in them,
+    whatever their scores; their mean, weighted by the scores, is the box, and its score that of the best one. Then the
+    best of the rest, but for what lies half in a box. (Weighted boxes fusion, arXiv 1910.13302, where what counts is
+    not the union but the smaller area: windows within a thing and around it are of the same thing.)
+    """
+    left, found = np.ones(len(scores), bool), []
+    for best in np.argsort(-scores, kind="stable"):
+        if scores[best] < threshold:
+            break
+        if left[best]:
+            near = left & _mostly_shared(edges, edges[best])
+            # Where all scores are 0 the threshold is, too.
+            box = np.average(edges[near], axis=0, weights=scores[near] + _LEAST)
+            left &= ~(near | _mostly_shared(edges, box))
+            found.append(Box(*box.tolist(), float(scores[best])))
+    return found
+
+
+def _mostly_shared(edges: Float[np.ndarray, "windows 4"], one: Float[np.ndarray, " 4"]) -> Bool[np.ndarray, " windows"]:
+    """Which have half of their area in common with the one, or with half of its."""
+    sides = np.minimum(edges[:, 2:], one[2:]) - np.maximum(edges[:, :2], one[:2])
+    areas = [(which[..., 2:] - which[..., :2]).prod(axis=-1) for which in (edges, one)]
+    return np.maximum(0, sides).prod(axis=1) >= 0.5 * np.minimum(*areas)
+
+
+def suppressed(boxes: list[Box], overlap: Number = 0.5) -> list[Box]:
     """Best first, without those whose IoU with a better one is above `overlap` (non-maximum suppression)."""
     kept: list[Box] = []
     for box in sorted(boxes, key=lambda box: -box.score):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from jaxclip.batching import batch_sizes, padded, split
 from jaxclip.clip import Clip
 from jaxclip.processing import ImageError, ImageLike, open_image
-from jaxclip.tasks.boxes import Box, Number, find_boxes
+from jaxclip.tasks.boxes import Box, Number, find_boxes, fuse_windows
 from jaxclip.tasks.relevance import (
     coverage,
     cut_windows,
@@ -67,8 +67,8 @@ BACKGROUND = (
 # A photo's long side counts for at most so many of its short ones; longer strips are squeezed.
 _LONGEST = 16
 _RESOLUTION = {"dense": 2.0, "windows": 4.0}
-# A thing fills windows of one size and is small or cut in the others, so that its mean over all is lower.
-_THRESHOLD = {"dense": 0.25, "windows": 0.1}
+# A patch sees little of a thing; a window that shows it whole is one that is more likely it than not.
+THRESHOLDS = {"dense": 0.25, "windows": 0.5}
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,14 @@ def detect(
 
     - `image`: a path, a file's contents, a PIL image or an array (height, width, channels)
     - `prompts`: descriptions, or ready-made embeddings, as the labels of `classify`; or what `prompts_of` made of them
-    - `method`: "dense" is one pass of the image with `VisionTransformer.patch_features` for each patch; "windows" puts
-      many windows of several sizes through the whole encoder and spreads their similarities over what they cover; what
-      is relevant by each size is averaged. It takes several times as long
+    - `method`: "dense" is one pass of the image with `VisionTransformer.patch_features` for each patch, and boxes are
+      around what stands out in the map (`find_boxes`). "windows" puts many windows of several sizes through the whole
+      encoder and spreads their similarities over what they cover; what is relevant by each size is averaged, and boxes
+      are made of the windows themselves (`fuse_windows`). It takes many times as long
     - `background`: what the prompts compete with besides each other, prompts or embeddings as well: a place is relevant
       to a prompt where it is nearer to it than to these. None, and a model that has no text tower, for nothing else
-    - `threshold`: relevance that something must reach to be found, from 0 to 1; 0.25 for dense, 0.1 for windows
+    - `threshold`: what the score of a box must reach, from 0 to 1: for dense the highest relevance in it, 0.25 by
+      default; for windows the window's own, 0.5 by default
     - `resolution`: the short side at which the image is seen, in sides of what the model was trained on: 2 for dense;
       4 for windows, the smallest of which are a quarter of the image's short side. More finds smaller things
     - `logit_scale`: the logarithm of what cosines are multiplied by, the model's own by default
@@ -137,7 +139,7 @@ def detect(
     """
     if method not in _RESOLUTION:
         raise ValueError(f"method must be one of {', '.join(_RESOLUTION)}, got {method!r}")
-    threshold = _THRESHOLD[method] if threshold is None else threshold
+    threshold = THRESHOLDS[method] if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
     resolution = _RESOLUTION[method] if resolution is None else resolution
@@ -149,13 +151,15 @@ def detect(
     size = opened.size if isinstance(opened, Image.Image) else (opened.shape[1], opened.shape[0])
     if 0 in size:
         raise ImageError(f"the image has no pixels ({size[0]} × {size[1]}); leave it out")
-    seen = {"dense": _by_patches, "windows": _by_windows}[method](clip, opened, size, asked.embeddings, resolution)
-    maps = [np.asarray(relevance(similarities, scale, prompts=len(asked.labels))) for similarities in seen]
-    cells = np.asarray(np.mean(maps, axis=0), np.float32)
-    boxes = {
-        label: find_boxes(found, size, threshold=threshold) for label, found in zip(asked.labels, cells, strict=True)
-    }
-    return Detection(Path(image) if isinstance(image, str | os.PathLike) else None, size, asked.labels, cells, boxes)
+    if method == "dense":
+        similarities = _by_patches(clip, opened, size, asked.embeddings, resolution)
+        cells = np.asarray(relevance(similarities, scale, prompts=len(asked.labels)))
+        boxes = [find_boxes(found, size, threshold=threshold) for found in cells]
+    else:
+        levels = _by_windows(clip, opened, size, asked.embeddings, resolution)
+        cells, boxes = _seen_in_windows(levels, size, scale, len(asked.labels), resolution, threshold)
+    found = dict(zip(asked.labels, boxes, strict=True))
+    return Detection(Path(image) if isinstance(image, str | os.PathLike) else None, size, asked.labels, cells, found)
 
 
 def prompts_of(
@@ -212,7 +216,7 @@ def _by_patches(
     size: tuple[int, int],
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
-) -> list[Float[np.ndarray, "rows columns classes"]]:
+) -> Float[np.ndarray, "rows columns classes"]:
     """In one pass where at most twice the model's own grid lies along each side, else in overlapping tiles of that."""
     config = clip.model.tower("vision").config
     patch = config.patch_size
@@ -228,7 +232,30 @@ def _by_patches(
         found = np.asarray(patch_similarities(clip.model, seen[None], embeddings))[0]
         total[y : y + tile[0], x : x + tile[1]] += found
         count[y : y + tile[0], x : x + tile[1]] += 1
-    return [total / count]
+    return total / count
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The windows over the image at one size.
+
+    - `shape`: (height, width) of the image, in pixels
+    - `corners`: the windows' upper left ones, as (row, column)
+    - `side`: of the windows
+    - `similarities`: the cosine of each with each class
+    """
+
+    shape: tuple[int, int]
+    corners: Int[np.ndarray, "windows 2"]
+    side: int
+    similarities: Float[np.ndarray, "windows classes"]
+
+    def edges(self, size: tuple[int, int]) -> Float[np.ndarray, "windows 4"]:
+        """(x0, y0, x1, y1) of each, in pixels of an image of `size` (width, height)."""
+        y, x = (self.corners * (np.asarray([size[1], size[0]]) / self.shape)).T
+        height, width = self.side * size[1] / self.shape[0], self.side * size[0] / self.shape[1]
+        # The last ones end with the image, whatever rounding says.
+        return np.minimum(np.stack([x, y, x + width, y + height], axis=1), [*size, *size])
 
 
 def _by_windows(
@@ -237,17 +264,17 @@ def _by_windows(
     size: tuple[int, int],
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
-) -> list[Float[np.ndarray, "rows columns classes"]]:
-    """By windows of the model's own size over the image at 1, 2, … `resolution` times it, half a window apart: a map
-    for each."""
+) -> list[_Level]:
+    """By windows of the model's own size, a quarter of it apart, over the image at sizes from one to `resolution` times
+    it: each at most √2 times the one before."""
     side = clip.model.tower("vision").config.image_size
     sizes = batch_sizes(clip.encoder.batch_size("image"))
-    grid = tuple(edge // side for edge in _fitted(size, 4 * math.ceil(resolution) * side, side))
-    levels = [_fitted(size, level * side, 1) for level in np.linspace(1, resolution, math.ceil(resolution))]
-    corners = [window_corners(*shape, side, side // 2) for shape in levels]
-    maps = []
+    factors = np.geomspace(1, resolution, 1 + math.ceil(2 * math.log2(resolution)))
+    shapes = [_fitted(size, factor * side, 1) for factor in factors]
+    corners = [window_corners(*shape, side, side // 4) for shape in shapes]
+    levels = []
     with tqdm(desc="windows", unit="window", total=sum(map(len, corners)), disable=None, delay=2, leave=False) as bar:
-        for shape, places in zip(levels, corners, strict=True):
+        for shape, places in zip(shapes, corners, strict=True):
             pixels = _canvas(clip, image, shape)
             found = []
             for rows, batch in split(len(places), sizes):
@@ -255,5 +282,27 @@ def _by_windows(
                 kept = len(places[rows])
                 found.append(np.asarray(window_similarities(clip.model, windows, embeddings))[:kept])
                 bar.update(kept)
-            maps.append(np.einsum("rcw,wk->rck", coverage(places, side, shape, grid), np.concatenate(found)))
-    return maps
+            levels.append(_Level(shape, places, side, np.concatenate(found)))
+    return levels
+
+
+def _seen_in_windows(
+    levels: list[_Level],
+    size: tuple[int, int],
+    scale: Number,
+    prompts: int,
+    resolution: Number,
+    threshold: Number,
+) -> tuple[Float32[np.ndarray, "prompts rows columns"], list[list[Box]]]:
+    """The mean of what is relevant by the windows of each size, on four cells to the side of the smallest window; and
+    boxes around what the windows show."""
+    grid = _fitted(size, 4 * math.ceil(resolution), 1)
+    maps, scores = [], []
+    for level in levels:
+        near = coverage(level.corners, level.side, level.shape, grid)
+        spread = np.einsum("rcw,wk->rck", near, level.similarities)
+        maps.append(np.asarray(relevance(spread, scale, prompts=prompts)))
+        scores.append(np.asarray(relevance(level.similarities, scale, prompts=prompts)))
+    edges = np.concatenate([level.edges(size) for level in levels])
+    boxes = [fuse_windows(edges, of_prompt, threshold=threshold) for of_prompt in np.concatenate(scores, axis=1)]
+    return np.mean(maps, axis=0, dtype=np.float32), boxes

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxclip.tasks.boxes import Box, find_boxes, suppressed
+from jaxclip.tasks.boxes import Box, find_boxes, fuse_windows, suppressed
 
 
 def peaks(*places, shape=(20, 30), high=0.9, width=2.0):
@@ -30,6 +30,31 @@ def test_the_better_of_two_overlapping_boxes_stays():
     assert suppressed([low, apart, high], 0.5) == [high, apart]
     assert suppressed([low, apart, high], 0.7) == [high, apart, low]
     assert suppressed([], 0.5) == []
+
+
+def test_windows_of_one_thing_become_one_box_by_hand():
+    edges = np.asarray([[10, 10, 20, 20], [12, 10, 22, 20], [11, 11, 15, 15], [0, 0, 40, 40], [17, 10, 27, 20]], float)
+    scores = np.asarray([0.8, 0.4, 0.2, 0.1, 0.7])
+    # The last one shares 3 tenths with the best, and 6 tenths with the box.
+    box, rest = fuse_windows(edges, scores, threshold=0.5)
+    weighted = np.average(edges[:4], axis=0, weights=scores[:4])
+    np.testing.assert_allclose([box.x0, box.y0, box.x1, box.y1], weighted)
+    assert box.score == 0.8
+    assert rest == Box(17, 10, 27, 20, 0.7)
+    assert fuse_windows(edges, scores, threshold=0.75) == [box]
+    assert fuse_windows(edges, scores, threshold=0.81) == []
+
+
+def test_windows_that_lie_in_a_box_already_made_make_none():
+    edges = np.asarray([[10, 0, 20, 10], [14, 0, 24, 10], [16, 0, 26, 10]], float)
+    # The box is 12 to 22: of the last window, 4 tenths are in the best one and 6 in the box.
+    (box,) = fuse_windows(edges, np.asarray([0.9, 0.9, 0.8]), threshold=0.5)
+    assert (box.x0, box.x1, box.score) == (12, 22, 0.9)
+
+
+def test_windows_without_scores_are_found_where_nothing_is_asked():
+    edges = np.asarray([[0, 0, 10, 10], [20, 0, 30, 10]], float)
+    assert fuse_windows(edges, np.zeros(2), threshold=0) == [Box(0, 0, 10, 10, 0), Box(20, 0, 30, 10, 0)]
 
 
 def test_each_peak_has_a_box_around_it_with_its_height_as_the_score():

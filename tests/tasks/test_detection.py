@@ -134,16 +134,16 @@ def by_a_loop(picture, vectors, encode):
     """Each crop of the resized picture by itself through the encoder, its similarities added where it lies; then the
     mean of what is relevant at each size. The scale is e."""
     side, grid, total = 64, (8, 13), 0.0
-    for level in (1, 2):
-        height, width = 64 * level, round(160 * 0.64 * level)
+    for level in (1, 2**0.5, 2):
+        height, width = round(64 * level), round(160 * round(64 * level) / 100)
         pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
-        corners = window_corners(height, width, side, side // 2)
+        corners = window_corners(height, width, side, side // 4)
         near = coverage(corners, side, (height, width), grid)
         spread = np.zeros((*grid, len(vectors)))
         for number, (y, x) in enumerate(corners):
             spread += near[:, :, number, None] * (vectors @ encode(pixels[None, y : y + side, x : x + side]))
         powers = np.exp(np.e * spread)
-        total = total + powers / powers.sum(axis=-1, keepdims=True) / 2
+        total = total + powers / powers.sum(axis=-1, keepdims=True) / 3
     return np.moveaxis(total, -1, 0)
 
 
