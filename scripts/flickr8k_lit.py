@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", required=True, help="a checkpoint that has one")
     parser.add_argument("--output", required=True, type=Path, help="the run's folder")
     parser.add_argument("--held-out", default="test", metavar="SPLIT", help="evaluated on (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=40, help="with a caption of each image (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="with a caption of each image (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--width", type=int, default=256, help="of the text transformer (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="of the text transformer (default: %(default)s)")

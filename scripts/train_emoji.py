@@ -357,9 +357,9 @@ def history(data: EmojiData, options: argparse.Namespace) -> str:
     before = ""
     if options.start:
         written = (Path(options.start) / "README.md").read_text("utf-8")
-        before = re.search(r"## Training\n\n(.*\n)\n## ", written, re.DOTALL)[1] + "\n"
+        before = re.search(r"## Training\n\n(.*?\n)\n## ", written, re.DOTALL)[1] + "\n"
     return before + TRAINING.format(
-        begun="from the model that came of it" if before else "from random parameters",
+        begun=f"from {'the model that came of it, alike emoji together' if before else 'random parameters'}",
         pictures=f"{sum(int(drawn.sum()) for style, drawn in data.drawn.items() if style in TRAINED):,}",
         shown=f"{2 * options.batch_size * options.steps:,}",
         curve=curve(read_log(options.output / "log.jsonl")),
@@ -368,8 +368,8 @@ def history(data: EmojiData, options: argparse.Namespace) -> str:
 
 
 TRAINING = """`scripts/train_emoji.py`, seed {seed}: {steps:,} steps of {batch_size} emoji in two drawings each, {shown}
-pictures shown of {pictures} there are, {begun}, at a learning rate of at most {learning_rate}. The parameters are their
-moving average. On the way, and the hours that it took:
+pictures shown of {pictures} there are, {begun}. The learning rate
+went up to {learning_rate}; the parameters are their moving average. On the way, and the hours that it took:
 
 {curve}
 """

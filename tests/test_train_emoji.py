@@ -119,7 +119,7 @@ def test_the_card_says_what_came_before(data, tmp_path):
     assert "seed 3: 7 steps of 2 emoji" in alone
     assert "28\npictures shown of 7 there are, from random parameters" in alone
     assert "| 7 | 1.0 | 0.500 |" in alone
-    (start / "README.md").write_text(f"# Card\n\n## Training\n\n{alone}\n## Data and licences\n")
+    (start / "README.md").write_text(f"# Card\n\n## Training\n\n{alone}\n## Data\n\nEmoji.\n\n## Limits\n")
     options.start = start
     both = train_emoji.history(data, options)
     assert both.startswith(alone + "\n`scripts/train_emoji.py`, seed 3")

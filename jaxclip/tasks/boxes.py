@@ -76,29 +76,29 @@ def fuse_windows(
 ) -> list[Box]:
     """One box for each thing that overlapping windows (x0, y0, x1, y1) show, best first.
 
-    The best window whose score is `threshold` or more takes those with it that lie half in it, or it half in them,
-    whatever their scores; their mean, weighted by the scores, is the box, and its score that of the best one. Then the
-    best of the rest, but for what lies half in a box. (Weighted boxes fusion, arXiv 1910.13302, where what counts is
-    not the union but the smaller area: windows within a thing and around it are of the same thing.)
+    The best window whose score is `threshold` or more takes those with it of which a third lies in it, or a third of it
+    in them, whatever their scores; their mean, weighted by the scores, is the box, and its score that of the best one.
+    Then the best of the rest, but for those of which a third lies in a box. (Weighted boxes fusion, arXiv 1910.13302,
+    where what counts is not the union but the smaller area: windows within a thing and around it show the same thing.)
     """
     left, found = np.ones(len(scores), bool), []
     for best in np.argsort(-scores, kind="stable"):
         if scores[best] < threshold:
             break
         if left[best]:
-            near = left & _mostly_shared(edges, edges[best])
+            near = left & _overlap(edges, edges[best])
             # Where all scores are 0 the threshold is, too.
             box = np.average(edges[near], axis=0, weights=scores[near] + _LEAST)
-            left &= ~(near | _mostly_shared(edges, box))
+            left &= ~(near | _overlap(edges, box))
             found.append(Box(*box.tolist(), float(scores[best])))
     return found
 
 
-def _mostly_shared(edges: Float[np.ndarray, "windows 4"], one: Float[np.ndarray, " 4"]) -> Bool[np.ndarray, " windows"]:
-    """Which have half of their area in common with the one, or with half of its."""
+def _overlap(edges: Float[np.ndarray, "windows 4"], one: Float[np.ndarray, " 4"]) -> Bool[np.ndarray, " windows"]:
+    """Which have a third of their area in common with the one, or a third of its."""
     sides = np.minimum(edges[:, 2:], one[2:]) - np.maximum(edges[:, :2], one[:2])
     areas = [(which[..., 2:] - which[..., :2]).prod(axis=-1) for which in (edges, one)]
-    return np.maximum(0, sides).prod(axis=1) >= 0.5 * np.minimum(*areas)
+    return np.maximum(0, sides).prod(axis=1) >= np.minimum(*areas) / 3
 
 
 def suppressed(boxes: list[Box], overlap: Number = 0.5) -> list[Box]:

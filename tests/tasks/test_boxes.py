@@ -33,21 +33,21 @@ def test_the_better_of_two_overlapping_boxes_stays():
 
 
 def test_windows_of_one_thing_become_one_box_by_hand():
-    edges = np.asarray([[10, 10, 20, 20], [12, 10, 22, 20], [11, 11, 15, 15], [0, 0, 40, 40], [17, 10, 27, 20]], float)
+    edges = np.asarray([[10, 10, 20, 20], [12, 10, 22, 20], [11, 11, 15, 15], [0, 0, 40, 40], [18, 10, 28, 20]], float)
     scores = np.asarray([0.8, 0.4, 0.2, 0.1, 0.7])
-    # The last one shares 3 tenths with the best, and 6 tenths with the box.
+    # The last one shares 2 tenths with the best, and 3.2 with the box.
     box, rest = fuse_windows(edges, scores, threshold=0.5)
     weighted = np.average(edges[:4], axis=0, weights=scores[:4])
     np.testing.assert_allclose([box.x0, box.y0, box.x1, box.y1], weighted)
     assert box.score == 0.8
-    assert rest == Box(17, 10, 27, 20, 0.7)
+    assert rest == Box(18, 10, 28, 20, 0.7)
     assert fuse_windows(edges, scores, threshold=0.75) == [box]
     assert fuse_windows(edges, scores, threshold=0.81) == []
 
 
 def test_windows_that_lie_in_a_box_already_made_make_none():
-    edges = np.asarray([[10, 0, 20, 10], [14, 0, 24, 10], [16, 0, 26, 10]], float)
-    # The box is 12 to 22: of the last window, 4 tenths are in the best one and 6 in the box.
+    edges = np.asarray([[10, 0, 20, 10], [14, 0, 24, 10], [17, 0, 27, 10]], float)
+    # The box is 12 to 22: of the last window, 3 tenths are in the best one and 5 in the box.
     (box,) = fuse_windows(edges, np.asarray([0.9, 0.9, 0.8]), threshold=0.5)
     assert (box.x0, box.x1, box.score) == (12, 22, 0.9)
 

@@ -54,7 +54,7 @@ def prompts(emoji):
 
 @pytest.fixture(scope="module")
 def found(emoji, drawings, prompts):
-    return jaxclip.detect(emoji, scene(drawings, PLACED), prompts, method="windows", threshold=0.05)
+    return jaxclip.detect(emoji, scene(drawings, PLACED), prompts, method="windows")
 
 
 def test_things_are_found_where_they_are(found):
@@ -66,7 +66,7 @@ def test_things_are_found_where_they_are(found):
         true = box_of(*place)
         assert true.x0 < column < true.x1
         assert true.y0 < row < true.y1
-        assert found.boxes[name][0].iou(true) > 0.3
+        assert found.boxes[name][0].iou(true) > 0.4
 
 
 def test_what_is_not_there_is_not_found(found):
@@ -83,15 +83,15 @@ def test_maps_are_of_the_image_and_from_0_to_1(found):
 
 def test_a_box_follows_what_moves(emoji, drawings, prompts, found):
     moved = {"pizza": (148, 30, 80), "tiger face": (10, 90, 88)}
-    there = jaxclip.detect(emoji, scene(drawings, moved), prompts, method="windows", threshold=0.05)
+    there = jaxclip.detect(emoji, scene(drawings, moved), prompts, method="windows")
     for name, place in moved.items():
         box, true = there.boxes[name][0], box_of(*place)
-        assert box.iou(true) > 0.3
+        assert box.iou(true) > 0.4
         assert box.iou(found.boxes[name][0]) < 0.1
 
 
 def test_a_box_scales_with_the_image(emoji, drawings, prompts, found):
-    larger = jaxclip.detect(emoji, scene(drawings, PLACED, scale=3), prompts, method="windows", threshold=0.05)
+    larger = jaxclip.detect(emoji, scene(drawings, PLACED, scale=3), prompts, method="windows")
     assert larger.size == (768, 576)
     for name in PLACED:
         a, b = found.boxes[name][0], larger.boxes[name][0]
@@ -103,8 +103,8 @@ def test_a_box_survives_cropping_and_padding(emoji, drawings, prompts):
     padded = Image.new("RGB", (320, 240), (230, 235, 240))
     padded.paste(whole, (40, 30))
     for picture, by in ((whole.crop((30, 20, 222, 164)), (-30, -20)), (padded, (40, 30))):
-        result = jaxclip.detect(emoji, picture, prompts, method="windows", threshold=0.05)
-        assert result.boxes["pizza"][0].iou(box_of(60 + by[0], 50 + by[1], 80)) > 0.3
+        result = jaxclip.detect(emoji, picture, prompts, method="windows")
+        assert result.boxes["pizza"][0].iou(box_of(60 + by[0], 50 + by[1], 80)) > 0.4
 
 
 @pytest.mark.parametrize("method", ["dense", "windows"])
@@ -217,8 +217,8 @@ def test_patch_tokens_themselves_would_give_another_map(emoji, drawings):
             features = np.asarray(features, np.float64).reshape(8, 8, -1)
             cosines = features @ text / np.linalg.norm(features, axis=-1)
             found.append(cosines[1:4, 1:4].mean() - cosines[5:, 5:].mean())
-    assert np.mean(ours) > 0.05
-    assert np.mean(np.greater(ours, 0)) > 0.65
+    # By more than what 48 emoji may be by chance.
+    assert np.mean(ours) > 2 * np.std(ours) / np.sqrt(len(ours))
     assert np.mean(theirs) < 0
     assert np.mean(np.greater(theirs, 0)) < 0.5
 
@@ -274,7 +274,7 @@ def test_bytes_of_a_damaged_file_are_an_error(emoji):
         jaxclip.detect(emoji, buffer.getvalue()[:60], ["pizza"])
 
 
-@pytest.mark.parametrize(("method", "unit", "steps"), [("dense", "tile", 4), ("windows", "window", 29)])
+@pytest.mark.parametrize(("method", "unit", "steps"), [("dense", "tile", 4), ("windows", "window", 110)])
 def test_what_takes_long_shows_how_far_it_is(emoji, monkeypatch, method, unit, steps):
     terminal = StringIO()
     bar = partial(tqdm, file=terminal)
@@ -292,11 +292,11 @@ _SHOWN = {"disable": False, "delay": 0, "leave": True, "mininterval": 0}
 
 def test_half_precision(emoji, drawings, prompts, found):
     half = jaxclip.load("emoji", dtype="bfloat16")
-    narrow = jaxclip.detect(half, scene(drawings, PLACED), prompts, method="windows", threshold=0.05)
+    narrow = jaxclip.detect(half, scene(drawings, PLACED), prompts, method="windows")
     assert narrow.cells.dtype == np.float32
     # The largest difference measured was 0.001, of what goes up to 0.73.
     np.testing.assert_allclose(narrow.cells, found.cells, atol=0.004)
-    assert {name: len(boxes) for name, boxes in narrow.boxes.items()} == {"pizza": 1, "tiger face": 1, "fire engine": 0}
+    assert [*map(len, narrow.boxes.values())] == [*map(len, found.boxes.values())]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says how much memory was taken")
