@@ -52,6 +52,13 @@ def test_a_file_is_compared_on_what_it_was_given(mine, model, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "Equal: all 47 tensors, bit for bit."
 
 
+def test_a_file_of_arrays_alone_is_compared_on_them(mine, model, tmp_path, capsys):
+    arrays = {name: value for name, value in load_capture(mine).items() if not name.startswith(("texts.", "images."))}
+    Capture(arrays).save(tmp_path / "arrays.safetensors")
+    assert main(["diff", str(tmp_path / "arrays.safetensors"), f"oracle:{model}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Equal: all 47 tensors, bit for bit."
+
+
 def test_what_differs_is_named_with_its_cause(mine, broken, model, capsys):
     assert main(["diff", str(mine), str(broken), "--model", model]) == 1
     printed = capsys.readouterr()
