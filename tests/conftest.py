@@ -11,14 +11,15 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What one test compiled, the next needn't, nor the other workers and the processes that tests start: they inherit the
-# folder. With a bound JAX locks it. The user's own is left alone.
+# folder. With a bound JAX locks it, and looks at all that is in it whenever it keeps something: so nothing small is
+# kept. The user's own is left alone.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.mkdtemp(prefix="jaxclip-compiled-")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": compiled,
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(1 << 32),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.25",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
