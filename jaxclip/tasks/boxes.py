@@ -90,7 +90,8 @@ def fuse_windows(
             # Where all scores are 0 the threshold is, too.
             box = np.average(edges[near], axis=0, weights=scores[near] + _LEAST)
             left &= ~(near | _overlap(edges, box))
-            found.append(Box(*box.tolist(), float(scores[best])))
+            x0, y0, x1, y1 = box.tolist()
+            found.append(Box(x0, y0, x1, y1, float(scores[best])))
     return found
 
 

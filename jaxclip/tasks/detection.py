@@ -305,4 +305,4 @@ def _seen_in_windows(
         scores.append(np.asarray(relevance(level.similarities, scale, prompts=prompts)))
     edges = np.concatenate([level.edges(size) for level in levels])
     boxes = [fuse_windows(edges, of_prompt, threshold=threshold) for of_prompt in np.concatenate(scores, axis=1)]
-    return np.mean(maps, axis=0, dtype=np.float32), boxes
+    return np.asarray(np.mean(maps, axis=0), np.float32), boxes

@@ -192,17 +192,19 @@ def _minimum(
     value_and_grad = optax.value_and_grad_from_state(loss)
 
     def step(carry):
-        parameters, state, number, _ = carry
+        parameters, state, number, still = carry
         value, gradient = value_and_grad(parameters, state=state)
         updates, state = optimizer.update(gradient, state, parameters, value=value, grad=gradient, value_fn=loss)
         parameters = jax.tree.map(jnp.add, parameters, updates)
-        return parameters, state, number + 1, optax.tree.norm(updates) / (1 + optax.tree.norm(parameters))
+        small = optax.tree.norm(updates) <= 1e-6 * (1 + optax.tree.norm(parameters))
+        return parameters, state, number + 1, jnp.where(small, still + 1, 0)
 
     def unfinished(carry):
-        *_, number, moved = carry
-        # In float32 the last steps only wander about the minimum.
-        return (number < _MOST_STEPS) & (moved > 1e-6)
+        *_, number, still = carry
+        # In float32 the last steps only wander about the minimum; and before, one may be small where the search along
+        # a line can't tell values apart.
+        return (number < _MOST_STEPS) & (still < 5)
 
     # From zero each time: at another penalty's minimum the first step would be so small as to look like the last.
     start = jnp.zeros((features.shape[1], classes)), jnp.zeros(classes)
-    return jax.lax.while_loop(unfinished, step, (start, optimizer.init(start), 0, jnp.inf))[0]
+    return jax.lax.while_loop(unfinished, step, (start, optimizer.init(start), 0, 0))[0]
