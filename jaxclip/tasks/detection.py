@@ -129,7 +129,7 @@ def detect(
     - `background`: what the prompts compete with besides each other, prompts or embeddings as well: a place is relevant
       to a prompt where it is nearer to it than to these. None, and a model that has no text tower, for nothing else
     - `threshold`: what the score of a box must reach, from 0 to 1: for dense the highest relevance in it, 0.25 by
-      default; for windows the window's own, 0.5 by default
+      default; for windows that of the best one, 0.5 by default
     - `resolution`: the short side at which the image is seen, in sides of what the model was trained on: 2 for dense;
       4 for windows, the smallest of which are a quarter of the image's short side. More finds smaller things
     - `logit_scale`: the logarithm of what cosines are multiplied by, the model's own by default
