@@ -52,21 +52,21 @@ def add_to(commands: Any) -> None:
         "--method",
         choices=("dense", "windows"),
         default="dense",
-        help="dense: one pass over the photo's patches; windows: many windows of several sizes, each an image of its "
-        "own, which takes many times as long (default: %(default)s)",
+        help="dense: a pass over the photo's patches at each of a few sizes; windows: many windows of several sizes, "
+        "each an image of its own, which takes many times as long (default: %(default)s)",
     )
     parser.add_argument(
         "--resolution",
         type=float,
         metavar="N",
-        help="the photo's short side as the model sees it, in sides of its training images (default: 2, for windows "
-        "4); more finds smaller things",
+        help="the photo's short side as the model sees it at the largest size, in sides of its training images, from 1 "
+        "(default: 2, for windows 4); more finds smaller things",
     )
     parser.add_argument(
         "--threshold",
         type=float,
         metavar="T",
-        help="the score that something must reach to be found, from 0 to 1 (default: 0.25, for windows 0.5)",
+        help="the score that something must reach to be found, from 0 to 1 (default: 0.2, for windows 0.5)",
     )
     add_logit_scale(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document, for programs")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from jaxclip.tasks.relevance import interpolated
 
@@ -76,30 +76,31 @@ def fuse_windows(
 ) -> list[Box]:
     """One box for each thing that overlapping windows (x0, y0, x1, y1) show, best first.
 
-    The best window whose score is `threshold` or more takes those with it of which a third lies in it, or a third of it
-    in them, whatever their scores; their mean, weighted by the scores, is the box, and its score that of the best one.
-    Then the best of the rest, but for those of which a third lies in a box. (Weighted boxes fusion, arXiv 1910.13302,
-    where what counts is not the union but the smaller area: windows within a thing and around it show the same thing.)
+    The best window whose score is `threshold` or more takes those with it whose IoU with it is 0.2 or more, whatever
+    their scores; their mean, weighted by the scores' squares, is the box, and its score that of the best one. Then the
+    best of the rest, but for those of which a third lies in a box, or a third of it in them: windows within a thing and
+    around it show the same thing. (Weighted boxes fusion, arXiv 1910.13302.)
     """
+    areas = (edges[:, 2:] - edges[:, :2]).prod(axis=1)
     left, found = np.ones(len(scores), bool), []
     for best in np.argsort(-scores, kind="stable"):
         if scores[best] < threshold:
             break
         if left[best]:
-            near = left & _overlap(edges, edges[best])
+            shared = _shared(edges, edges[best])
+            near = left & (shared >= 0.2 * (areas + areas[best] - shared))
             # Where all scores are 0 the threshold is, too.
-            box = np.average(edges[near], axis=0, weights=scores[near] + _LEAST)
-            left &= ~(near | _overlap(edges, box))
+            box = np.average(edges[near], axis=0, weights=scores[near] ** 2 + _LEAST)
+            left &= ~near & (_shared(edges, box) < np.minimum(areas, (box[2:] - box[:2]).prod()) / 3)
             x0, y0, x1, y1 = box.tolist()
             found.append(Box(x0, y0, x1, y1, float(scores[best])))
     return found
 
 
-def _overlap(edges: Float[np.ndarray, "windows 4"], one: Float[np.ndarray, " 4"]) -> Bool[np.ndarray, " windows"]:
-    """Which have a third of their area in common with the one, or a third of its."""
+def _shared(edges: Float[np.ndarray, "windows 4"], one: Float[np.ndarray, " 4"]) -> Float[np.ndarray, " windows"]:
+    """The area that each has in common with the one."""
     sides = np.minimum(edges[:, 2:], one[2:]) - np.maximum(edges[:, :2], one[:2])
-    areas = [(which[..., 2:] - which[..., :2]).prod(axis=-1) for which in (edges, one)]
-    return np.maximum(0, sides).prod(axis=1) >= np.minimum(*areas) / 3
+    return np.maximum(0, sides).prod(axis=1)
 
 
 def suppressed(boxes: list[Box], overlap: Number = 0.5) -> list[Box]:

@@ -19,12 +19,12 @@ from jaxclip.clip import Clip
 from jaxclip.processing import ImageError, ImageLike, open_image
 from jaxclip.tasks.boxes import Box, Number, find_boxes, fuse_windows
 from jaxclip.tasks.relevance import (
+    agreed_relevance,
     coverage,
     cut_windows,
     interpolated,
     patch_similarities,
     relevance,
-    starts,
     window_corners,
     window_similarities,
 )
@@ -68,7 +68,7 @@ BACKGROUND = (
 _LONGEST = 16
 _RESOLUTION = {"dense": 2.0, "windows": 4.0}
 # A patch sees little of a thing; a window that shows it whole is one that is more likely it than not.
-THRESHOLDS = {"dense": 0.25, "windows": 0.5}
+THRESHOLDS = {"dense": 0.2, "windows": 0.5}
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,18 @@ def detect(
 
     - `image`: a path, a file's contents, a PIL image or an array (height, width, channels)
     - `prompts`: descriptions, or ready-made embeddings, as the labels of `classify`; or what `prompts_of` made of them
-    - `method`: "dense" is one pass of the image with `VisionTransformer.patch_features` for each patch, and boxes are
-      around what stands out in the map (`find_boxes`). "windows" puts many windows of several sizes through the whole
-      encoder and spreads their similarities over what they cover; what is relevant by each size is averaged, and boxes
-      are made of the windows themselves (`fuse_windows`). It takes many times as long
+    - `method`: "dense" is one pass of the image at each size, with `VisionTransformer.patch_features` for each patch;
+      the sizes have to agree on what is relevant (`agreed_relevance`), and boxes are around what stands out in the map
+      (`find_boxes`). "windows" puts many windows of several sizes through the whole encoder and spreads their
+      similarities over what they cover; what is relevant by each size is averaged, and boxes are made of the windows
+      themselves (`fuse_windows`). It takes many times as long
     - `background`: what the prompts compete with besides each other, prompts or embeddings as well: a place is relevant
       to a prompt where it is nearer to it than to these. None, and a model that has no text tower, for nothing else
-    - `threshold`: what the score of a box must reach, from 0 to 1: for dense the highest relevance in it, 0.25 by
+    - `threshold`: what the score of a box must reach, from 0 to 1: for dense the highest relevance in it, 0.2 by
       default; for windows that of the best one, 0.5 by default
-    - `resolution`: the short side at which the image is seen, in sides of what the model was trained on: 2 for dense;
-      4 for windows, the smallest of which are a quarter of the image's short side. More finds smaller things
+    - `resolution`: the largest of the sizes at which the image is seen, its short side in sides of what the model was
+      trained on: 2 for dense; 4 for windows, the smallest of which are then a quarter of the image's short side. More
+      finds smaller things
     - `logit_scale`: the logarithm of what cosines are multiplied by, the model's own by default
 
     Raises ImageError for an image that can't be read, ValueError for prompts as `classify`, for one prompt with nothing
@@ -143,8 +145,8 @@ def detect(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
     resolution = _RESOLUTION[method] if resolution is None else resolution
-    if not 0 < resolution < math.inf or (method == "windows" and resolution < 1):
-        raise ValueError(f"resolution must be a number above 0, for windows at least 1, got {resolution}")
+    if not 1 <= resolution < math.inf:
+        raise ValueError(f"resolution must be a number from 1, got {resolution}")
     scale = scale_of(clip, logit_scale)
     asked = prompts if isinstance(prompts, Prompts) else prompts_of(clip, prompts, background, templates)
     opened = _opened(image)
@@ -153,7 +155,7 @@ def detect(
         raise ImageError(f"the image has no pixels ({size[0]} × {size[1]}); leave it out")
     if method == "dense":
         similarities = _by_patches(clip, opened, size, asked.embeddings, resolution)
-        cells = np.asarray(relevance(similarities, scale, prompts=len(asked.labels)))
+        cells = np.asarray(agreed_relevance(similarities, scale, prompts=len(asked.labels)))
         boxes = [find_boxes(found, size, threshold=threshold) for found in cells]
     else:
         levels = _by_windows(clip, opened, size, asked.embeddings, resolution)
@@ -210,29 +212,42 @@ def _fitted(size: tuple[int, int], short: Number, unit: int) -> tuple[int, int]:
     return min(longest, max(1, round(height * factor))) * unit, min(longest, max(1, round(width * factor))) * unit
 
 
+def _factors(resolution: Number, largest_step: Number) -> Float[np.ndarray, " sizes"]:
+    """From 1 to `resolution`, each the same number of times the one before."""
+    # Rounding makes the logarithm of a power a bit more than its exponent.
+    return np.geomspace(1, resolution, 1 + math.ceil(math.log(resolution, largest_step) - 1e-9))
+
+
 def _by_patches(
     clip: Clip,
     image: Image.Image | np.ndarray,
     size: tuple[int, int],
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
-) -> Float[np.ndarray, "rows columns classes"]:
-    """In one pass where at most twice the model's own grid lies along each side, else in overlapping tiles of that."""
+) -> Float[np.ndarray, "sizes rows columns classes"]:
+    """At each size, on the grid of the largest; in overlapping square tiles, of the image's short side where that is at
+    most twice what the model was trained on."""
     config = clip.model.tower("vision").config
     patch = config.patch_size
-    height, width = _fitted(size, resolution * config.grid_size * patch, patch)
-    pixels = _canvas(clip, image, (height, width))
-    rows, columns = height // patch, width // patch
-    most = 2 * config.grid_size
-    tile = min(rows, most), min(columns, most)
-    total, count = np.zeros((rows, columns, len(embeddings)), np.float32), np.zeros((rows, columns, 1), np.float32)
-    places = [(y, x) for y in starts(rows, tile[0], most * 3 // 4) for x in starts(columns, tile[1], most * 3 // 4)]
-    for y, x in tqdm(places, desc="tiles", unit="tile", disable=None, delay=2, leave=False):
-        seen = pixels[y * patch : (y + tile[0]) * patch, x * patch : (x + tile[1]) * patch]
-        found = np.asarray(patch_similarities(clip.model, seen[None], embeddings))[0]
-        total[y : y + tile[0], x : x + tile[1]] += found
-        count[y : y + tile[0], x : x + tile[1]] += 1
-    return total / count
+    shapes = [
+        _fitted(size, factor * config.grid_size * patch, patch) for factor in _factors(resolution, largest_step=2)
+    ]
+    grids = [(height // patch, width // patch) for height, width in shapes]
+    tiles = [min(*grid, 2 * config.grid_size) for grid in grids]
+    corners = [window_corners(*grid, tile, -(-tile * 3 // 4)) for grid, tile in zip(grids, tiles, strict=True)]
+    found = []
+    with tqdm(desc="tiles", unit="tile", total=sum(map(len, corners)), disable=None, delay=2, leave=False) as bar:
+        for shape, grid, tile, places in zip(shapes, grids, tiles, corners, strict=True):
+            pixels = _canvas(clip, image, shape)
+            total, count = np.zeros((len(embeddings), *grid), np.float32), np.zeros(grid, np.float32)
+            for y, x in places.tolist():
+                seen = pixels[y * patch : (y + tile) * patch, x * patch : (x + tile) * patch]
+                similarities = np.asarray(patch_similarities(clip.model, seen[None], embeddings))[0]
+                total[:, y : y + tile, x : x + tile] += np.moveaxis(similarities, -1, 0)
+                count[y : y + tile, x : x + tile] += 1
+                bar.update()
+            found.append(interpolated(total / count, grids[-1]))
+    return np.moveaxis(np.stack(found), 1, -1)
 
 
 @dataclass(frozen=True)
@@ -265,12 +280,10 @@ def _by_windows(
     embeddings: Float[np.ndarray, "classes projection"],
     resolution: Number,
 ) -> list[_Level]:
-    """By windows of the model's own size, a quarter of it apart, over the image at sizes from one to `resolution` times
-    it: each at most √2 times the one before."""
+    """By windows of the model's own size, a quarter of it apart, over the image at each size."""
     side = clip.model.tower("vision").config.image_size
     sizes = batch_sizes(clip.encoder.batch_size("image"))
-    factors = np.geomspace(1, resolution, 1 + math.ceil(2 * math.log2(resolution)))
-    shapes = [_fitted(size, factor * side, 1) for factor in factors]
+    shapes = [_fitted(size, factor * side, 1) for factor in _factors(resolution, largest_step=math.sqrt(2))]
     corners = [window_corners(*shape, side, side // 4) for shape in shapes]
     levels = []
     with tqdm(desc="windows", unit="window", total=sum(map(len, corners)), disable=None, delay=2, leave=False) as bar:

@@ -90,6 +90,15 @@ def relevance(
     return jnp.moveaxis(probabilities[..., :prompts], -1, 0)
 
 
+@partial(jax.jit, static_argnames="prompts")
+def agreed_relevance(
+    similarities: Float[Array, "views *places classes"], scale: Float[Array, ""] | int | float, *, prompts: int
+) -> Float[Array, "prompts *places"]:
+    """The geometric mean of `relevance` by several views of the same places: high where all of them are."""
+    logarithms = jax.nn.log_softmax(scale * similarities, axis=-1)[..., :prompts].mean(axis=0)
+    return jnp.moveaxis(jnp.exp(logarithms), -1, 0)
+
+
 def interpolated(
     cells: Float[np.ndarray, "*maps rows columns"], shape: tuple[int, int]
 ) -> Float[np.ndarray, "*maps height width"]:

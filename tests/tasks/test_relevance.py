@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from jaxclip.tasks.relevance import (
+    agreed_relevance,
     coverage,
     cut_windows,
     interpolated,
@@ -94,6 +95,14 @@ def test_relevance_is_a_softmax_in_which_the_background_competes():
     wanted = softmax(20 * cosines.astype(np.float64), axis=-1)[..., :3]
     np.testing.assert_allclose(found, np.moveaxis(wanted, -1, 0), atol=1e-6)
     assert found.dtype == jnp.float32
+
+
+def test_views_agree_by_the_geometric_mean():
+    cosines = np.tanh(normal(3, 4, 5, 7))
+    found = agreed_relevance(cosines, 20.0, prompts=2)
+    wanted = np.prod(softmax(20 * cosines.astype(np.float64), axis=-1)[..., :2], axis=0) ** (1 / 3)
+    np.testing.assert_allclose(found, np.moveaxis(wanted, -1, 0), atol=1e-6)
+    np.testing.assert_allclose(agreed_relevance(cosines[:1], 1e4, prompts=2), relevance(cosines[0], 1e4, prompts=2))
 
 
 def test_maps_go_through_vmap_and_grad(clip, embeddings):
