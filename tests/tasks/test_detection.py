@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from processes import figures, start
+from scipy.special import softmax
 from tqdm import tqdm
 
 import jaxclip
@@ -18,7 +19,7 @@ from jaxclip.tasks import detection
 from jaxclip.tasks.boxes import Box
 from jaxclip.tasks.detection import BACKGROUND, prompts_of
 from jaxclip.tasks.emoji import twemoji
-from jaxclip.tasks.relevance import coverage, window_corners
+from jaxclip.tasks.relevance import coverage, interpolated, window_corners
 
 PLACED = {"pizza": (20, 30, 80), "tiger face": (160, 90, 88)}  # x, y and the side.
 
@@ -201,6 +202,22 @@ def test_any_size_and_shape(emoji, size, method):
         for boxes in result.boxes.values()
         for box in boxes
     )
+
+
+def test_the_map_of_patches_is_where_both_sizes_agree(emoji, drawings, prompts):
+    picture = scene(drawings, PLACED, size=(256, 256))
+    config = emoji.model.config.vision
+    grid = config.grid_size
+    views = []
+    for size in (1, 2):
+        pixels = np.asarray(picture.resize((size * config.image_size,) * 2, Image.Resampling.BICUBIC), np.float32)
+        features = np.asarray(emoji.model.vision.patch_features(jnp.asarray(pixels[None] / 127.5 - 1)), np.float64)[0]
+        cosines = features @ prompts.embeddings.T / np.linalg.norm(features, axis=-1, keepdims=True)
+        views.append(np.moveaxis(interpolated(np.moveaxis(cosines, -1, 0), (2 * grid, 2 * grid)), 0, -1))
+    logits = np.exp(float(emoji.model.logit_scale[...])) * np.stack(views)
+    wanted = np.prod(softmax(logits, axis=-1), axis=0)[..., : len(prompts.labels)] ** 0.5
+    found = jaxclip.detect(emoji, picture, prompts, resolution=2).cells
+    np.testing.assert_allclose(found, np.moveaxis(wanted, -1, 0), atol=1e-4)
 
 
 def test_patch_tokens_themselves_would_give_another_map(emoji, drawings):
